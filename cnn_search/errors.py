@@ -1,0 +1,30 @@
+"""What can go wrong for a user: one tree of exceptions, each message with its remedy.
+
+CnnSearchError        a user's mistake or the world's; one line on stderr, exit code 2
+├── DataError         images or labels cannot be had, or are not what they should be
+├── DefinitionError   a sweep's TOML file, an option or a hyperparameter is wrong
+├── LedgerError       the record of a sweep is damaged, in use, or of another sweep
+└── TrackingError     MLflow cannot be reached or written, or holds no such model
+
+A message says where, what was expected, what was received, and what to do.
+"""
+
+
+class CnnSearchError(Exception):
+    """Ends a command with one line on stderr and exit code 2."""
+
+
+class DataError(CnnSearchError):
+    """Images or labels cannot be had, or are not what they should be."""
+
+
+class DefinitionError(CnnSearchError):
+    """A sweep's TOML file, an option or a hyperparameter is wrong."""
+
+
+class LedgerError(CnnSearchError):
+    """The record of a sweep is damaged, in use, or belongs to another sweep."""
+
+
+class TrackingError(CnnSearchError):
+    """MLflow cannot be reached or written, or holds no such model."""

@@ -1,0 +1,27 @@
+"""cnn-search COMMAND: the same as python -m cnn_search.COMMAND."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+COMMANDS = {
+    "sweep": "train the book's model, search for a better one, register it",
+    "baseline": "train a tutorial's model alone, as the tutorial does",
+    "registry": "list, show or pull the models that sweeps registered",
+}
+
+
+def main() -> None:
+    """Run the command that is named first."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name not in COMMANDS:
+        for command, purpose in COMMANDS.items():
+            print(f"cnn-search {command:10} {purpose}", file=sys.stderr)
+        sys.exit(0 if name in ("--help", "-h") else 2)
+    del sys.argv[1]
+    runpy.run_module(f"cnn_search.{name}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

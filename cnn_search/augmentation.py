@@ -1,0 +1,172 @@
+"""Augmentation and feeding: random shift, zoom, flip, rotation, crop and cutout of whole batches.
+
+What is drawn for an image is a function of (seed, epoch, row), so that a trial killed in the middle
+goes on as if nothing had happened. Every geometric change of an image is one affine map, applied
+once: an image is interpolated once, as Keras's old ImageDataGenerator did, which the tutorials use.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+Fill = Literal["nearest", "reflect", "constant"]
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """What may happen to a training image; 0 or False switches a kind off.
+
+    Attributes:
+        shift: Largest shift along each axis, as a share of the side; drawn continuously.
+        zoom: Each axis on its own is scaled by a factor drawn from [1 - zoom, 1 + zoom].
+        flip: Mirror left and right with probability 1/2.
+        rotation: Largest rotation either way, in degrees.
+        crop: Largest shift along each axis in whole pixels; the same as padding every side by
+            `crop` and cutting a random window.
+        cutout: Side in pixels of a square, at a random place, painted in the image's mean colour
+            (DeVries and Taylor 2017, arXiv:1708.04552).
+        fill: What stands outside the image: its nearest pixel, its reflection (`dcba|abcd|dcba`),
+            or zeros.
+    """
+
+    shift: float = 0.0
+    zoom: float = 0.0
+    flip: bool = False
+    rotation: float = 0.0
+    crop: int = 0
+    cutout: int = 0
+    fill: Fill = "nearest"
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything but cutout is on."""
+        return bool(self.shift or self.zoom or self.flip or self.rotation or self.crop)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What was drawn for `n` images in one epoch.
+
+    Attributes:
+        transforms: float32 `(n, 8)`, rows of `keras.ops.image.affine_transform`: the map from a
+            place in the new image to a place in the old one; None if nothing moves.
+        holes: int64 `(n, 2)`, the middle (row, column) of each image's cutout; None without cutout.
+    """
+
+    transforms: npt.NDArray[np.float32] | None
+    holes: npt.NDArray[np.int64] | None
+
+
+def draw(
+    config: AugmentationConfig, n: int, shape: tuple[int, int, int], rng: np.random.Generator
+) -> Draws:
+    """Draw what happens to each of `n` images of `shape` (height, width, channels).
+
+    Every kind draws its numbers whether it is on or not, so that switching one kind off leaves what
+    the others draw as it was.
+    """
+    height, width, _ = shape
+    shift = rng.uniform(-1, 1, (n, 2)) * config.shift * (height, width)
+    zoom = 1 + rng.uniform(-1, 1, (n, 2)) * config.zoom
+    mirror = np.where((rng.random(n) < 0.5) & config.flip, -1.0, 1.0)
+    angle = np.deg2rad(rng.uniform(-1, 1, n) * config.rotation)
+    window = rng.integers(-config.crop, config.crop, (n, 2), endpoint=True)
+    holes = rng.integers(0, (height, width), (n, 2))
+    transforms = None
+    if config.moves:
+        # old = centre + R(angle) (zoom * mirror * (new - centre) + shift), coordinates (x, y)
+        move = shift + window
+        cos, sin = np.cos(angle), np.sin(angle)
+        scale_x, scale_y = zoom[:, 1] * mirror, zoom[:, 0]
+        x, y = (width - 1) / 2, (height - 1) / 2
+        a0, a1, b0, b1 = cos * scale_x, -sin * scale_y, sin * scale_x, cos * scale_y
+        a2 = x + cos * move[:, 1] - sin * move[:, 0] - a0 * x - a1 * y
+        b2 = y + sin * move[:, 1] + cos * move[:, 0] - b0 * x - b1 * y
+        zeros = np.zeros(n)
+        transforms = np.stack([a0, a1, a2, b0, b1, b2, zeros, zeros], 1).astype(np.float32)
+    return Draws(transforms, holes if config.cutout else None)
+
+
+def augment(
+    config: AugmentationConfig,
+    images: npt.NDArray[np.uint8],
+    draws: Draws,
+    rows: npt.NDArray[np.int64],
+) -> npt.NDArray[np.uint8]:
+    """Return uint8 `images` `(b, height, width, channels)`, changed as drawn for their `rows`."""
+    if draws.transforms is not None:
+        images = _transform(images, draws.transforms[rows], config.fill)
+    if draws.holes is not None:
+        images = _cut(images, draws.holes[rows], config.cutout)
+    return images
+
+
+def _transform(
+    images: npt.NDArray[np.uint8], transforms: npt.NDArray[np.float32], fill: Fill
+) -> npt.NDArray[np.uint8]:
+    moved: Any = ops.image.affine_transform(
+        images.astype(np.float32), transforms, interpolation="bilinear", fill_mode=fill
+    )
+    return np.rint(ops.convert_to_numpy(moved)).astype(np.uint8)
+
+
+def _cut(
+    images: npt.NDArray[np.uint8], holes: npt.NDArray[np.int64], side: int
+) -> npt.NDArray[np.uint8]:
+    # offset of each pixel from the square's first row and column; a square may hang over the edge
+    rows = np.arange(images.shape[1]) - holes[:, :1] + side // 2
+    columns = np.arange(images.shape[2]) - holes[:, 1:] + side // 2
+    inside_rows, inside_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
+    hole = inside_rows[:, :, None, None] & inside_columns[:, None, :, None]
+    colour = np.rint(images.mean(axis=(1, 2), keepdims=True)).astype(np.uint8)
+    return np.where(hole, colour, images)
+
+
+class Batches(keras.utils.PyDataset):
+    """Feeds shuffled, augmented batches; which ones is a function of (seed, epoch) alone.
+
+    A batch is uint8 images `(b, height, width, channels)`, their targets `(b, ...)` and, if images
+    are weighed, float32 weights `(b,)`. The last batch may be smaller.
+    """
+
+    def __init__(
+        self,
+        images: npt.NDArray[np.uint8],
+        targets: npt.NDArray[Any],
+        config: AugmentationConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        weights: npt.NDArray[np.float32] | None = None,
+    ) -> None:
+        super().__init__()
+        self.images, self.targets, self.weights = images, targets, weights
+        self.config, self.batch_size, self.seed = config, batch_size, seed
+        self.start(0)
+
+    def start(self, epoch: int) -> None:
+        """Shuffle and draw for an epoch, counted from 0; call it before the epoch begins.
+
+        Keras's own `on_epoch_end` is no place for it: Keras 3.15 calls that before the first epoch
+        as well.
+        """
+        rng = np.random.default_rng([self.seed, epoch])
+        n = len(self.images)
+        # one attribute, set at once: a prefetching thread sees the old epoch or the new one
+        self.plan = rng.permutation(n), draw(self.config, n, self.images.shape[1:], rng)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.images) / self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[Any], ...]:
+        order, draws = self.plan
+        rows = order[index * self.batch_size : (index + 1) * self.batch_size]
+        batch = augment(self.config, self.images[rows], draws, rows), self.targets[rows]
+        return batch if self.weights is None else (*batch, self.weights[rows])

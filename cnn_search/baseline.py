@@ -1,0 +1,239 @@
+"""python -m cnn_search.baseline NAME: a tutorial's model alone, trained as the tutorial does.
+
+The one command beside the final scoring that reads the test part: once, after the last epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cnn_search import commands
+from cnn_search.errors import DataError, DefinitionError
+
+SHAPES = {
+    "cifar10": ((32, 32, 3), 10),
+    "digits": ((8, 8, 1), 10),
+    "fashion_mnist": ((28, 28, 1), 10),
+    "signs": ((64, 64, 3), 6),
+}
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--which", help="A baseline of the data set [its first].")
+@click.option("--epochs", type=click.IntRange(min=1), help="Fewer epochs than the tutorial.")
+@click.option("--seed", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--data-dir", help="Folder with the data set's archives.")
+@click.option("--train-limit", type=click.IntRange(min=1), help="Use so many training images.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of the training [all cores].")
+@click.option("--new", is_flag=True, help="Train again, though a result is on record.")
+@click.option("--list", "list_", is_flag=True, help="Show every baseline.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@commands.mlruns_option()
+def main(
+    name: str | None,
+    which: str | None,
+    epochs: int | None,
+    seed: int,
+    data_dir: str | None,
+    train_limit: int | None,
+    threads: int | None,
+    new: bool,
+    list_: bool,
+    as_json: bool,
+    mlruns: Path,
+) -> None:
+    """Train a tutorial's model under its own protocol, and score it on the test part once.
+
+    NAME is a data set: cifar10, digits, fashion_mnist or signs. A run that was cut short goes on
+    from its last checkpoint; a result on record is printed again, and the test part is not read.
+    """
+    from cnn_search import backend
+
+    if list_:
+        backend.prepare(1)
+        rows = list(describe_baselines())
+        click.echo(json.dumps(rows, indent=2) if as_json else _table(rows))
+        return
+    if name not in SHAPES:
+        raise DefinitionError(
+            f"baseline: expected a data set with a tutorial: {', '.join(SHAPES)}; received "
+            f"{name!r}. --list shows every baseline."
+        )
+    backend.prepare(threads or commands.usable_cores())
+    result = run(
+        name, which, mlruns, epochs, seed, data_dir=data_dir, train_limit=train_limit, new=new
+    )
+    click.echo(json.dumps(result, indent=2) if as_json else describe_result(result))
+
+
+def describe_baselines() -> Iterator[dict[str, Any]]:
+    """Yield every baseline: data set, name, parameters of the built model, what was published."""
+    from cnn_search.network import build_network
+    from cnn_search.training import find_space
+
+    for data, (shape, classes) in SHAPES.items():
+        for name, baseline in find_space(data).baselines.items():
+            model = build_network(baseline.configuration.network, shape, classes)
+            trainable = sum(w.numpy().size for w in model.trainable_weights)
+            yield {
+                "data": data,
+                "baseline": name,
+                "parameters": model.count_params(),
+                "trainable": int(trainable),
+                "published": baseline.published,
+                "tutorial": baseline.tutorial,
+            }
+
+
+def run(
+    name: str,
+    which: str | None,
+    mlruns: Path,
+    epochs: int | None = None,
+    seed: int = 1,
+    *,
+    data_dir: str | None = None,
+    train_limit: int | None = None,
+    new: bool = False,
+) -> dict[str, Any]:
+    """Train one baseline under its tutorial's protocol and return its result.
+
+    Raises:
+        CnnSearchError: no such baseline, no data, or the training failed.
+    """
+    import dataclasses
+
+    from cnn_search import datasets
+    from cnn_search.training import Setup, Task, find_space, make_space, train
+
+    space = find_space(name)
+    which = which or next(iter(space.baselines))
+    if which not in space.baselines:
+        raise DefinitionError(
+            f"baseline: --which expected one of {', '.join(space.baselines)}; received {which!r}."
+        )
+    baseline = space.baselines[which]
+    protocol = dataclasses.replace(baseline.protocol, epochs=epochs or baseline.protocol.epochs)
+    dataset = datasets.load(
+        name, data_dir=data_dir, train_limit=train_limit, validation=baseline.validation
+    )
+    mark = f"{protocol.epochs}-{seed}-{dataset.digest[:8]}"
+    folder = mlruns / "baselines" / f"{name}-{which}-{mark}"
+    record = folder / "result.json"
+    if new and folder.exists():
+        shutil.rmtree(folder)
+    if record.exists():
+        return json.loads(record.read_text())  # type: ignore[no-any-return]
+    setup = Setup(name, protocol, folder, both_weights=True)
+    values = make_space(setup, dataset).baseline_values(which)
+    events: list[dict[str, Any]] = []
+    start = time.monotonic()
+
+    def emit(kind: str, **fields: Any) -> None:
+        events.append({"kind": kind, **fields})
+        if kind == "epoch":
+            shown = "  ".join(f"{k} {v:.4f}" for k, v in fields["metrics"].items())
+            line = f"epoch {fields['epoch']}/{protocol.epochs}  {shown}  {fields['seconds']:.1f} s"
+            click.echo(line, err=True)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    train(Task(0, 1, values, seed, protocol.epochs), setup, dataset, emit)
+    last = events[-1]
+    if last["kind"] != "done":
+        raise DataError(f"baseline {which}: training failed: {last['message']}")
+    result = {
+        "data": name,
+        "baseline": which,
+        "seed": seed,
+        "epochs": last["epochs"],
+        "seconds": round(time.monotonic() - start, 1),
+        "parameters": last["parameters"],
+        "train_images": len(dataset.train.labels),
+        "validation_images": len(dataset.validation.labels),
+        "test_images": len(dataset.test.labels),
+        "training": {k: v for k, v in last["metrics"].items() if not k.startswith("val_")},
+        "validation": {k: v for k, v in last["metrics"].items() if k.startswith("val_")},
+        "test": _score(setup, dataset),
+        "tutorial": baseline.tutorial,
+        "published": baseline.published,
+        "published_test_accuracy": baseline.test_accuracy,
+        "differs": _why(dataset, baseline, protocol),
+    }
+    record.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _score(setup: Any, dataset: Any) -> dict[str, dict[str, float]]:
+    """Score the last and, where images validated, the best weights on the test part."""
+    import keras
+    import numpy as np
+
+    folder = setup.trial_folder(0)
+    files = {setup.protocol.weights: folder / "model.keras"}
+    other = "best" if setup.protocol.weights == "last" else "last"
+    if len(dataset.validation.labels):
+        files[other] = folder / f"{other}.keras"
+    scores = {}
+    for weights, path in files.items():
+        model = keras.models.load_model(path)
+        probabilities = model.predict(dataset.test.images, batch_size=512, verbose=0)
+        true = probabilities[np.arange(len(dataset.test.labels)), dataset.test.labels]
+        right = probabilities.argmax(axis=1) == dataset.test.labels
+        scores[f"{weights} weights"] = {
+            "accuracy": float(right.mean()),
+            "loss": float(-np.log(np.maximum(true, 1e-7)).mean()),
+        }
+    return scores
+
+
+def _why(dataset: Any, baseline: Any, protocol: Any) -> list[str]:
+    """Return why the result may differ from the published one."""
+    reasons = ["the seed: the tutorial's is unknown, and one run of each says little"]
+    if baseline.validation == "first_tenth":
+        reasons.append("the tenth that validates: ours is the first by hash, not by position")
+    if "watches the test part" in baseline.published:
+        reasons.append("the test part: the tutorial looks at it each epoch, here once at the end")
+    if protocol.epochs != baseline.protocol.epochs:
+        reasons.append(f"the epochs: {protocol.epochs} instead of {baseline.protocol.epochs}")
+    if baseline.test_accuracy is None:
+        reasons.append("the published result is none, or not comparable")
+    return [*reasons, *dataset.notes]
+
+
+def describe_result(result: dict[str, Any]) -> str:
+    """Return a baseline's result in words, beside the published one."""
+    lines = [
+        f"{result['data']}/{result['baseline']}: {result['parameters']:,} parameters, "
+        f"{result['epochs']} epochs, {result['seconds']:.0f} s, seed {result['seed']}",
+        f"trained on {result['train_images']:,} images, validated on "
+        f"{result['validation_images']:,}, tested once on {result['test_images']:,}",
+    ]
+    lines += [
+        f"test, {weights}: accuracy {100 * score['accuracy']:.2f} %, loss {score['loss']:.4f}"
+        for weights, score in result["test"].items()
+    ]
+    lines.append(f"the tutorial ({result['tutorial']}): {result['published']}")
+    lines += [f"may differ by {reason}" for reason in result["differs"]]
+    return "\n".join(lines)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = [f"{'baseline':30} {'parameters':>10} {'trainable':>10}  published"]
+    for row in rows:
+        name = f"{row['data']}/{row['baseline']}"
+        lines.append(
+            f"{name:30} {row['parameters']:>10,} {row['trainable']:>10,}  {row['published']}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    commands.start(main, "baseline")

@@ -1,0 +1,67 @@
+"""What all commands share: how they start, and how they say that a user made a mistake."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cnn_search.errors import CnnSearchError
+
+INTERRUPTED = 130
+
+
+def start(command: click.Command, name: str) -> None:
+    """Run a command: a user's mistake is one line on stderr and exit code 2; a bug a traceback."""
+    sys.excepthook = sys.__excepthook__
+    try:
+        code = command.main(prog_name=f"python -m cnn_search.{name}", standalone_mode=False)
+    except click.ClickException as error:
+        message = error.format_message()
+        context = getattr(error, "ctx", None)
+        hint = f" Try `{context.command_path} --help`." if context is not None else ""
+        click.echo(f"error: {message}{hint}", err=True)
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except CnnSearchError as error:
+        for line in str(error).splitlines():
+            click.echo(f"error: {line}", err=True)
+        sys.exit(2)
+    sys.exit(code or 0)
+
+
+def mlruns_option() -> Callable[[Any], Any]:
+    """Return the option --mlruns."""
+    return click.option(
+        "--mlruns",
+        type=click.Path(path_type=Path),
+        default=Path("mlruns"),
+        show_default=True,
+        help="Folder of the ledgers, and of MLflow's database and artifacts.",
+    )
+
+
+def parse_pair(text: str, option: str) -> tuple[str, Any]:
+    """Return name and value of "name=value"; the value is read as TOML, else it is a text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.BadParameter(f"{option}: expected name=value; received {text!r}.")
+    try:
+        return name.strip(), tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value.strip()
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1

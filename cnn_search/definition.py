@@ -1,0 +1,225 @@
+"""Definitions: a sweep's TOML file, and the options that change it, as checked pydantic models.
+
+Imports nothing heavy: a broken file is answered in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.resources
+import json
+import tomllib
+from collections.abc import Mapping
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cnn_search.errors import DefinitionError
+
+# what may change while a sweep goes on: how long it runs, and where its images lie
+NOT_IN_DIGEST = {"trials", "minutes", "data_dir", "keep_models"}
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TrainingTable(_Table):
+    """[training]: what is the same for every trial, and not searched.
+
+    Attributes:
+        epochs: Full fidelity: the epochs of a trial that is not cut short.
+        patience: Epochs without a better `monitor` before a trial with a constant learning rate
+            ends; 0 for never.
+        monitor: What patience looks at.
+        weights: Which weights a trial keeps and is scored by.
+        class_weights: Weigh classes by the inverse of their share.
+        checkpoint_seconds: How old the last checkpoint may become before an epoch leaves a new one.
+    """
+
+    epochs: Annotated[int, Field(ge=1)] = 10
+    patience: Annotated[int, Field(ge=0)] = 0
+    monitor: Literal["val_loss", "val_accuracy"] = "val_loss"
+    weights: Literal["best", "last"] = "best"
+    class_weights: bool = False
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
+
+
+class OracleTable(_Table):
+    """[oracle]: who chooses the next configuration.
+
+    Attributes:
+        kind: One of KerasTuner's own.
+        over: For "grid": the hyperparameters that vary; all others keep the baseline's value.
+        factor: For "hyperband": the share 1/factor of trials is promoted.
+        iterations: For "hyperband": how often all brackets are run.
+    """
+
+    kind: Literal["random", "grid", "bayesian", "hyperband"] = "random"
+    over: list[str] = []
+    factor: Annotated[int, Field(ge=2)] = 3
+    iterations: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> OracleTable:
+        if self.kind == "grid" and not self.over:
+            raise ValueError("over: expected the names of the hyperparameters that grid varies")
+        if self.kind != "grid" and self.over:
+            raise ValueError(f"over: expected with kind 'grid' only; received kind {self.kind!r}")
+        return self
+
+
+class Definition(_Table):
+    """A sweep: one search over one data set.
+
+    Attributes:
+        name: Of the sweep and of its registered model: the file's, without ".toml".
+        data: A name of `datasets.DATASETS`, or the path of a folder, `.npz` or `.h5`.
+        search_space: Name or reference of the space; see `training.find_space`.
+        data_dir: Folder with the data set's archives.
+        train_limit: Use only so many images of the training part.
+        image_size: (height, width) that a folder's images are resized to.
+        objective: What is searched for; a key of `training.OBJECTIVES`.
+        seed: At least 1.
+        trials: How many in all, baselines among them; Hyperband has its own budget.
+        minutes: Training ends after the epoch that runs then, summed over all runs of the sweep.
+        baselines: The first is trial 0; empty for the data set's first, "all" for each.
+        keep_models: How many of the best trials keep their weights.
+        training, oracle: See there.
+        space: Fixes a hyperparameter (a value) or narrows it (a list of values).
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    data: str
+    search_space: str
+    data_dir: str | None = None
+    train_limit: Annotated[int, Field(ge=1)] | None = None
+    image_size: tuple[Annotated[int, Field(ge=4)], Annotated[int, Field(ge=4)]] | None = None
+    objective: Literal["val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"] = (
+        "val_accuracy"
+    )
+    seed: Annotated[int, Field(ge=1, lt=2**31)] = 1
+    trials: Annotated[int, Field(ge=1)] = 20
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    baselines: list[str] = []
+    keep_models: Annotated[int, Field(ge=1)] = 3
+    training: TrainingTable = TrainingTable()
+    oracle: OracleTable = OracleTable()
+    space: dict[str, Any] = {}
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the definition as the ledger keeps it."""
+        return self.model_dump(mode="json")
+
+
+def digest(definition: Mapping[str, Any]) -> str:
+    """Return the digest of a definition without what may change while a sweep goes on."""
+    fixed = {key: value for key, value in definition.items() if key not in NOT_IN_DIGEST}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two definitions, as "training.epochs: 10 -> 20"."""
+    found = []
+    for key in dict.fromkeys([*old, *new]):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += [f"{key}.{line}" for line in differences(before, after)]
+        elif before != after:
+            found.append(f"{key}: {json.dumps(before)} -> {json.dumps(after)}")
+    return found
+
+
+def shipped() -> dict[str, Traversable]:
+    """Return the TOML files that come with the package, by name."""
+    files = importlib.resources.files("sweeps").iterdir()
+    return {
+        file.name.removesuffix(".toml"): file
+        for file in sorted(files, key=lambda file: file.name)
+        if file.name.endswith(".toml")
+    }
+
+
+def purpose(file: Traversable) -> str:
+    """Return the first line of a sweep's TOML file, which says what it is for."""
+    return file.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
+
+
+def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
+    """Read a sweep by name or path, with `changes` ("training.epochs" -> 3) on top.
+
+    Args:
+        name: A shipped sweep; the path of a TOML file; or the path of the user's own images (a
+            folder, an `.npz` or `.h5`), which are swept as `sweeps/images.toml` says.
+        changes: Values by key, or by table and key with a dot between.
+
+    Raises:
+        DefinitionError: no such sweep, no TOML, or wrong keys or values; all problems at once.
+    """
+    file, own, stem = _find(name)
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DefinitionError(f"{file}: expected a TOML file; {error}. Correct it.") from None
+    except OSError as error:
+        raise DefinitionError(f"{file}: cannot be read ({error.strerror}).") from None
+    content = {"name": stem, **content, **own}
+    for key, value in (changes or {}).items():
+        table, _, entry = key.rpartition(".")
+        target = content.setdefault(table, {}) if table else content
+        if not isinstance(target, dict):
+            raise DefinitionError(f"--set {key}: {table} is not a table of {file.name}.")
+        target[entry] = value
+    if "search_space" not in content and isinstance(content.get("data"), str):
+        content["search_space"] = content["data"]
+    try:
+        # JSON mode reads a TOML array as a tuple where one is wanted, and stays strict otherwise
+        return Definition.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        raise DefinitionError("\n".join(_problem(file, p) for p in error.errors())) from None
+
+
+def _find(name: str) -> tuple[Any, dict[str, Any], str]:
+    """Return the TOML file, what the name itself says, and the sweep's name."""
+    path = Path(name)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise DefinitionError(f"{name}: expected a sweep's TOML file; there is none.")
+        return path, {}, path.stem
+    files = shipped()
+    if name in files:
+        return files[name], {}, name
+    if path.exists():
+        stem = "".join(c if c.isalnum() or c in "._-" else "_" for c in path.resolve().stem)
+        return files["images"], {"data": name}, stem
+    near = difflib.get_close_matches(name, files) or list(files)
+    raise DefinitionError(
+        f"{name}: expected the name of a sweep, a TOML file, or your own images (a folder, .npz or "
+        f".h5); there is none. Did you mean {', '.join(near)}? --list shows all sweeps."
+    )
+
+
+def _problem(file: Any, problem: Any) -> str:
+    """Return one line: file, table, key, expected, received, what to do."""
+    where = [
+        str(part) for part in problem["loc"] if not str(part).startswith(("list[", "function"))
+    ]
+    table = (
+        f"[{where[0]}] " if len(where) > 1 and where[0] in ("training", "oracle", "space") else ""
+    )
+    key = ".".join(where[1:] if table else where)
+    received = json.dumps(problem["input"])
+    if problem["type"] == "extra_forbidden":
+        known = {"training": TrainingTable, "oracle": OracleTable}.get(where[0], Definition)
+        near = difflib.get_close_matches(where[-1], known.model_fields)
+        keys = near or list(known.model_fields)
+        return f"{file}: {table}{key}: no such key; did you mean {', '.join(keys)}? Correct it."
+    if problem["type"] == "missing":
+        return f"{file}: {key}: expected a value; there is none. Add it."
+    expected = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if problem["type"] == "value_error":
+        return f"{file}: [{'.'.join(where)}] {expected}. Correct it."
+    return f"{file}: {table}{key}: expected {expected}; received {received}. Correct it."

@@ -1,0 +1,250 @@
+"""Networks: one builder turns a NetworkConfig into a Keras model, for every baseline and space.
+
+The configurations are frozen dataclasses: they can be compared, hashed and written as JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import keras
+from keras import layers
+
+from cnn_search.errors import DefinitionError
+
+Pooling = Literal["none", "max", "average"]
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """A stack of equal convolutions, then pooling and dropout.
+
+    Attributes:
+        filters: Channels of each convolution.
+        convolutions: How many convolutions follow each other, at least 1.
+        kernel: Side of the square kernel in pixels.
+        stride: Stride of the block's first convolution; the others have 1.
+        padding: "same" keeps the size of the map, "valid" loses `kernel - 1` pixels.
+        normalisation: "batch" adds a batch normalisation to each convolution.
+        normalisation_place: Whether it comes "before" or "after" the activation.
+        pooling: Kind of pooling, or "none".
+        pool_size: Side of the pooling window in pixels.
+        pool_stride: Step of the pooling window; 0 means `pool_size`.
+        pooling_place: At the "end" of the block, or "inside", right after its first convolution.
+        dropout: Share of activations dropped at the end of the block, in [0, 1).
+        residual: Add the block's input to the output of its convolutions (before pooling at the
+            end), through a 1x1 convolution where their shapes differ. Needs padding "same".
+    """
+
+    filters: int
+    convolutions: int = 1
+    kernel: int = 3
+    stride: int = 1
+    padding: Literal["same", "valid"] = "same"
+    normalisation: Literal["none", "batch"] = "none"
+    normalisation_place: Literal["before", "after"] = "after"
+    pooling: Pooling = "none"
+    pool_size: int = 2
+    pool_stride: int = 0
+    pooling_place: Literal["end", "inside"] = "end"
+    dropout: float = 0.0
+    residual: bool = False
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """A convolutional network: blocks, then a head of dense layers and a softmax.
+
+    Attributes:
+        blocks: The convolutional blocks, first to last, each on its own.
+        activation: Name of a Keras activation, used everywhere but in the softmax.
+        initialiser: Keras initialiser of the convolutions; dense layers use `dense_initialiser`.
+        use_bias: Whether convolutions have a bias, also where a batch normalisation follows.
+        head: "flatten", or global "average" or "max" pooling.
+        dense_units: Units of each dense layer before the softmax; may be empty.
+        head_normalisation: "batch" adds a batch normalisation after each dense layer.
+        head_dropout: Share of activations dropped after each dense layer, or after the pooling if
+            there is none.
+        pad_to: Images smaller than this many pixels a side are zero-padded to it; 0 for never.
+        pixel_mean, pixel_deviation: Per channel, of pixels in 0..1: the model computes
+            `(pixel / 255 - mean) / deviation`. Constants, so they add no weights.
+    """
+
+    blocks: tuple[BlockConfig, ...]
+    activation: str = "relu"
+    initialiser: str = "glorot_uniform"
+    dense_initialiser: str = "glorot_uniform"
+    use_bias: bool = True
+    head: Literal["flatten", "average", "max"] = "flatten"
+    dense_units: tuple[int, ...] = ()
+    head_normalisation: Literal["none", "batch"] = "none"
+    head_dropout: float = 0.0
+    pad_to: int = 0
+    pixel_mean: tuple[float, ...] = (0.0,)
+    pixel_deviation: tuple[float, ...] = (1.0,)
+
+
+def fitting_blocks(network: NetworkConfig, input_shape: Shape) -> tuple[BlockConfig, ...]:
+    """Return the leading blocks whose maps keep at least one pixel; the rest is dropped.
+
+    Raises:
+        DefinitionError: not even the first block fits images of `input_shape`, or a residual
+            block has padding "valid".
+    """
+    sides = [max(side, network.pad_to) for side in input_shape[:2]]
+    for count, block in enumerate(network.blocks):
+        sides = [_side_after(block, side) for side in sides]
+        if min(sides) < 1:
+            if count == 0:
+                raise DefinitionError(
+                    f"network: expected a first block that fits images of {input_shape[0]}x"
+                    f"{input_shape[1]} pixels; received kernel {block.kernel}, padding "
+                    f"{block.padding!r}, pool size {block.pool_size}. Choose smaller ones."
+                )
+            return network.blocks[:count]
+        if block.residual and block.padding != "same":
+            raise DefinitionError(
+                f"network: expected padding 'same' in a residual block; block {count + 1} has "
+                f"{block.padding!r}. Set residual to false or padding to 'same'."
+            )
+    return network.blocks
+
+
+def _side_after(block: BlockConfig, side: int) -> int:
+    pool_stride = block.pool_stride or block.pool_size
+
+    def pooled(side: int) -> int:
+        return side if block.pooling == "none" else (side - block.pool_size) // pool_stride + 1
+
+    for index in range(block.convolutions):
+        stride = block.stride if index == 0 else 1
+        side = (
+            -(-side // stride) if block.padding == "same" else (side - block.kernel) // stride + 1
+        )
+        if index == 0 and block.pooling_place == "inside":
+            side = pooled(side)
+        if side < 1:
+            return 0
+    return pooled(side) if block.pooling_place == "end" else side
+
+
+def build_network(network: NetworkConfig, input_shape: Shape, classes: int) -> Any:
+    """Build an uncompiled `keras.Model`: uint8 images `(n, *input_shape)` to probabilities.
+
+    Blocks that do not fit `input_shape` are left out, from the end (see `fitting_blocks`). The
+    output is float32 `(n, classes)`; rows sum to 1.
+
+    Raises:
+        DefinitionError: the first block does not fit.
+    """
+    blocks = fitting_blocks(network, input_shape)
+    inputs = keras.Input(input_shape, dtype="uint8", name="image")
+    scale = [1 / (255 * deviation) for deviation in network.pixel_deviation]
+    offset = [
+        -mean / deviation
+        for mean, deviation in zip(network.pixel_mean, network.pixel_deviation, strict=True)
+    ]
+    x = layers.Rescaling(
+        scale if len(scale) > 1 else scale[0],
+        offset if len(offset) > 1 else offset[0],
+        name="rescale",
+    )(inputs)
+    missing = [max(0, network.pad_to - side) for side in input_shape[:2]]
+    if any(missing):
+        borders = tuple((side // 2, side - side // 2) for side in missing)
+        x = layers.ZeroPadding2D(borders, name="pad")(x)
+    for index, block in enumerate(blocks, 1):
+        x = _add_block(x, network, block, f"block{index}")
+    x = _add_head(x, network)
+    outputs = layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities")(x)
+    return keras.Model(inputs, outputs, name="cnn")
+
+
+def _add_block(x: Any, network: NetworkConfig, block: BlockConfig, name: str) -> Any:
+    def pool(x: Any, name: str = f"{name}_pool") -> Any:
+        kinds = {"max": layers.MaxPooling2D, "average": layers.AveragePooling2D}
+        if block.pooling == "none":
+            return x
+        return kinds[block.pooling](block.pool_size, block.pool_stride or None, name=name)(x)
+
+    shortcut = x
+    for index in range(block.convolutions):
+        unit = f"{name}_conv{index + 1}"
+        x = layers.Conv2D(
+            block.filters,
+            block.kernel,
+            strides=block.stride if index == 0 else 1,
+            padding=block.padding,
+            use_bias=network.use_bias,
+            kernel_initializer=network.initialiser,
+            name=unit,
+        )(x)
+        if index == 0 and block.pooling_place == "inside":
+            x = pool(x)
+        if block.normalisation == "batch" and block.normalisation_place == "before":
+            x = layers.BatchNormalization(name=f"{unit}_norm")(x)
+        x = layers.Activation(network.activation, name=f"{unit}_{network.activation}")(x)
+        if block.normalisation == "batch" and block.normalisation_place == "after":
+            x = layers.BatchNormalization(name=f"{unit}_norm")(x)
+    if block.residual:
+        if shortcut.shape[1:] != x.shape[1:]:
+            shortcut = layers.Conv2D(
+                block.filters,
+                1,
+                strides=block.stride,
+                padding="same",
+                use_bias=network.use_bias,
+                kernel_initializer=network.initialiser,
+                name=f"{name}_shortcut",
+            )(shortcut)
+            if block.pooling_place == "inside":
+                shortcut = pool(shortcut, f"{name}_shortcut_pool")
+        x = layers.Add(name=f"{name}_add")([x, shortcut])
+    if block.pooling_place == "end":
+        x = pool(x)
+    return layers.Dropout(block.dropout, name=f"{name}_dropout")(x) if block.dropout else x
+
+
+def _add_head(x: Any, network: NetworkConfig) -> Any:
+    heads = {
+        "flatten": layers.Flatten,
+        "average": layers.GlobalAveragePooling2D,
+        "max": layers.GlobalMaxPooling2D,
+    }
+    x = heads[network.head](name=network.head)(x)
+    for index, units in enumerate(network.dense_units, 1):
+        x = layers.Dense(
+            units,
+            activation=network.activation,
+            kernel_initializer=network.dense_initialiser,
+            name=f"dense{index}",
+        )(x)
+        if network.head_normalisation == "batch":
+            x = layers.BatchNormalization(name=f"dense{index}_norm")(x)
+        if network.head_dropout:
+            x = layers.Dropout(network.head_dropout, name=f"dense{index}_dropout")(x)
+    if network.head_dropout and not network.dense_units:
+        x = layers.Dropout(network.head_dropout, name="head_dropout")(x)
+    return x
+
+
+def count_flops(model: Any) -> int:
+    """Count the floating-point operations of a forward pass over one image.
+
+    A multiplication and an addition are two. Convolutions and dense layers count; what remains
+    (biases, normalisation, activations, pooling) is a few per cent and does not.
+    """
+    flops = 0
+    for layer in model.layers:
+        if isinstance(layer, layers.Conv2D | layers.Dense):
+            kernel = layer.kernel.shape
+            places = 1
+            for side in layer.output.shape[1:-1]:
+                places *= side
+            size = 1
+            for side in kernel:
+                size *= side
+            flops += 2 * places * size
+    return flops

@@ -1,0 +1,213 @@
+"""Progress: what a sweep says while it runs, and the table at its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from cnn_search.ledger import Event, Record, Trial
+
+PLAIN_SECONDS = 10  # at most one epoch's line in so many seconds, where there is no terminal
+
+
+class Reporter:
+    """Told each event of a sweep: bars on a terminal, plain lines elsewhere.
+
+    Args:
+        console: Where to; standard error, so that standard output has the answer alone.
+        trials: How many trials there will be; 0 if that is not known.
+        minutes: The sweep's limit, if it has one.
+    """
+
+    def __init__(self, console: Console, trials: int, minutes: float | None) -> None:
+        self.console, self.trials, self.minutes = console, trials, minutes
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("epoch {task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[news]}"),
+            console=console,
+            transient=True,
+        )
+        self._tasks: dict[int, TaskID] = {}
+        self._said = 0.0
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the bars away."""
+        self._bars.stop()
+
+    def __call__(self, record: Record, event: Event) -> None:
+        kind = event["kind"]
+        if kind == "start":
+            self._on_start(record, record.trials[event["trial"]])
+        elif kind == "epoch":
+            self._on_epoch(record, record.trials[event["trial"]], event)
+        elif kind in ("done", "failed", "stopped"):
+            trial = record.trials[event["trial"]]
+            if trial.number in self._tasks:
+                self._bars.remove_task(self._tasks.pop(trial.number))
+            self.say(f"{self._name(trial)}: {_ending(record, trial, event)}")
+        elif kind == "stop":
+            after = "batch" if event["reason"] == "interrupted" else "epoch"
+            self.say(f"{event['reason']}: ending after the running {after} ...")
+
+    def _name(self, trial: Trial) -> str:
+        number = f"trial {trial.number + 1}" + (f"/{self.trials}" if self.trials else "")
+        return number + (f" (baseline {trial.baseline})" if trial.baseline else "")
+
+    def _on_start(self, record: Record, trial: Trial) -> None:
+        again = f", attempt {trial.attempt}" if trial.attempt > 1 else ""
+        self.say(f"{self._name(trial)}{again}: {changes(record, trial)}")
+        if self.console.is_terminal:
+            self._bars.start()
+            self._tasks[trial.number] = self._bars.add_task(
+                self._name(trial), total=trial.epochs, news=""
+            )
+
+    def _on_epoch(self, record: Record, trial: Trial, event: Event) -> None:
+        objective = record.definition["objective"]
+        news = f"{objective} {event['metrics'][objective]:.4f}"
+        if ranking := record.ranking():
+            news += f"  best {ranking[0].result['score']:.4f}"
+        news += f"  {self._time_left(record)}"
+        if trial.number in self._tasks:
+            self._bars.update(self._tasks[trial.number], completed=event["epoch"], news=news)
+        elif time.monotonic() - self._said >= PLAIN_SECONDS:
+            self._said = time.monotonic()
+            self.say(f"{self._name(trial)}: epoch {event['epoch']}/{trial.epochs}  {news}")
+
+    def _time_left(self, record: Record) -> str:
+        """Estimate what is left from the mean epoch so far: a rough guide, as networks differ."""
+        epochs = [s for trial in record.trials.values() for s in trial.seconds.values()]
+        left = self.minutes * 60 - record.seconds if self.minutes else None
+        if self.trials:
+            planned = self.trials * record.definition["training"]["epochs"] - len(epochs)
+            estimate = planned * sum(epochs) / len(epochs)
+            left = estimate if left is None else min(left, estimate)
+        return f"about {duration(left)} left" if left is not None else ""
+
+
+def _ending(record: Record, trial: Trial, event: Event) -> str:
+    if event["kind"] == "failed":
+        return f"failed ({event['reason']}): {event['message']}"
+    if event["kind"] == "stopped":
+        return f"stopped after epoch {len(trial.curve)}; it can go on"
+    objective = record.definition["objective"]
+    text = f"{objective} {event['score']:.4f} at epoch {event['best_epoch']}"
+    text += f"; {event['parameters']:,} parameters, {duration(sum(trial.seconds.values()))}"
+    if event["blocks_dropped"]:
+        text += f"; {event['blocks_dropped']} blocks do not fit the images and were dropped"
+    return text
+
+
+def changes(record: Record, trial: Trial, limit: int = 0) -> str:
+    """Return how a trial's values differ from trial 0's, as "filters_1 64, pooling_1 average"."""
+    if trial.number == 0:
+        return "the tutorial's model"
+    base = record.trials[0].values
+    changed = [f"{k} {_short(v)}" for k, v in trial.values.items() if base.get(k) != v]
+    if limit and len(changed) > limit:
+        changed = [*changed[:limit], f"and {len(changed) - limit} more"]
+    return ", ".join(changed) or "the same values as trial 0"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as "48 s", "12 min" or "3.4 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def summarise(record: Record) -> dict[str, Any]:
+    """Return a sweep's state as plain data: the best trials beside the baseline, and counts."""
+    rows = [_row(record, trial) for trial in record.ranking()]
+    baseline = next((row for row in rows if row["trial"] == 0), None)
+    statuses = [trial.status for trial in record.trials.values()]
+    return {
+        "sweep": record.header["sweep"],
+        "ended": record.end,
+        "objective": record.definition["objective"],
+        "evidence": "validation",
+        "trials": {status: statuses.count(status) for status in sorted(set(statuses))},
+        "epochs": sum(len(trial.curve) for trial in record.trials.values()),
+        "seconds": round(record.seconds, 1),
+        "champion": record.champion,
+        "baseline": baseline,
+        "best": rows[:5],
+    }
+
+
+def _row(record: Record, trial: Trial) -> dict[str, Any]:
+    result: Mapping[str, Any] = trial.result
+    return {
+        "trial": trial.number,
+        "baseline": trial.baseline,
+        "score": result["score"],
+        "best_epoch": result["best_epoch"],
+        "parameters": result["parameters"],
+        "flops": result["flops"],
+        "seconds": round(sum(trial.seconds.values()), 1),
+        "changed": changes(record, trial, limit=6),
+    }
+
+
+def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
+    """Print the best five beside the baseline."""
+    if not summary["best"]:
+        console.print("No trial finished, so there is nothing to compare.")
+        return
+    baseline = summary["baseline"]
+    objective = summary["objective"]
+    table = Table(
+        title=f"{summary['sweep']}: the best five beside the baseline", title_justify="left"
+    )
+    for column, justify in (("", "left"), (objective, "right"), ("against it", "right")):
+        table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for column in ("parameters", "seconds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("what was changed")
+    rows = [baseline] if baseline else []
+    rows += [row for row in summary["best"] if row is not baseline and row["trial"] != 0]
+    for row in rows:
+        name = (
+            f"{'baseline ' + row['baseline'] if row['baseline'] else 'trial ' + str(row['trial'])}"
+        )
+        table.add_row(
+            name,
+            f"{row['score']:.4f}",
+            _difference(objective, row, baseline),
+            f"{row['parameters']:,}",
+            f"{row['seconds']:.0f}",
+            row["changed"],
+        )
+    console.print(table)
+    trials = ", ".join(f"{count} {status}" for status, count in summary["trials"].items())
+    console.print(
+        f"{trials}; {summary['epochs']} epochs in {duration(summary['seconds'])}.", highlight=False
+    )
+    console.print(
+        "The difference is one of validation scores, the best of several: not yet an answer.",
+        highlight=False,
+    )
+
+
+def _difference(objective: str, row: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> str:
+    if baseline is None or row is baseline:
+        return ""
+    difference = row["score"] - baseline["score"]
+    if objective == "val_loss":
+        return f"{difference:+.4f}"
+    return f"{100 * difference:+.2f} points"

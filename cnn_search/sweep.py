@@ -1,0 +1,151 @@
+"""python -m cnn_search.sweep NAME: train the book's model, search for a better one, register it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cnn_search import commands, definition
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--trials", type=click.IntRange(min=1), help="How many trials in all.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="End after the epoch that runs then; summed over all runs of the sweep.",
+)
+@click.option("--epochs", type=click.IntRange(min=1), help="Epochs of a full trial.")
+@click.option("--oracle", help="random, grid, bayesian or hyperband.")
+@click.option("--data-dir", help="Folder with the data set's archives.")
+@click.option("--train-limit", type=click.IntRange(min=1), help="Use so many training images.")
+@click.option("--seed", type=click.IntRange(min=1), help="Seed of the sweep.")
+@click.option(
+    "--try",
+    "tries",
+    multiple=True,
+    metavar="NAME=VALUE ...",
+    help="A configuration of your own as the next trial: values on top of the baseline's, with "
+    "spaces between. May be repeated.",
+)
+@click.option("--set", "changes", multiple=True, metavar="TABLE.KEY=VALUE", help="Change the TOML.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of one training [all cores].")
+@click.option("--new", is_flag=True, help="Start a new sweep, whatever there is.")
+@click.option("--list", "list_", is_flag=True, help="Show the sweeps that come with the package.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@commands.mlruns_option()
+def main(
+    name: str | None,
+    tries: tuple[str, ...],
+    changes: tuple[str, ...],
+    threads: int | None,
+    new: bool,
+    list_: bool,
+    as_json: bool,
+    mlruns: Path,
+    **options: Any,
+) -> int:
+    """Search for a better network than the tutorial's.
+
+    NAME is a sweep that comes with the package (--list), the path of a TOML file, or the path of
+    your own images: a folder with one sub-folder a class, an .npz or an .h5.
+
+    The same command again goes on with the newest sweep of that name, wherever it was cut short.
+
+    Examples:
+        python -m cnn_search.sweep digits
+        python -m cnn_search.sweep cifar10 --data-dir ~/data --trials 10 --minutes 60
+    """
+    if list_:
+        return _list(as_json)
+    if name is None:
+        raise click.UsageError("Missing argument NAME; --list shows the sweeps.")
+    sweep = definition.read(name, _changes(options, changes))
+    pairs = [dict(commands.parse_pair(p, "--try") for p in text.split()) for text in tries]
+
+    from rich.console import Console
+
+    from cnn_search import backend
+
+    err = Console(stderr=True)
+    err.print(f"{sweep.name}: loading Keras and the images ...", highlight=False)
+    backend.prepare(threads or commands.usable_cores())
+    from cnn_search import progress, search
+
+    budget = 0 if sweep.oracle.kind == "hyperband" else sweep.trials
+    reporter = progress.Reporter(err, budget, sweep.minutes)
+    try:
+        outcome = search.run(
+            sweep, mlruns, tries=pairs, new=new, on_event=reporter, say=reporter.say
+        )
+    finally:
+        reporter.close()
+    summary = progress.summarise(outcome.record)
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+    else:
+        out = Console(width=None if Console().is_terminal else 120)
+        progress.show_summary(out, summary)
+        for line in _what_next(sweep, outcome, mlruns, name):
+            click.echo(line)
+    if outcome.record.end == "interrupted":
+        return commands.INTERRUPTED
+    return 0 if summary["best"] else 1
+
+
+def _list(as_json: bool) -> int:
+    files = definition.shipped()
+    if as_json:
+        click.echo(json.dumps({name: definition.purpose(file) for name, file in files.items()}))
+    else:
+        for name, file in files.items():
+            click.echo(f"{name:15} {definition.purpose(file)}")
+    return 0
+
+
+def _changes(options: dict[str, Any], changes: tuple[str, ...]) -> dict[str, Any]:
+    """Return the options of the command line as changes of the definition."""
+    keys = {"epochs": "training.epochs", "oracle": "oracle.kind"}
+    given = {keys.get(k, k): v for k, v in options.items() if v is not None}
+    given |= dict(commands.parse_pair(text, "--set") for text in changes)
+    if given.get("oracle.kind") == "hyperband" and "trials" in given:
+        raise click.UsageError(
+            "--trials: expected to be left out with hyperband, whose epochs give its trials; set "
+            "--epochs, or --set oracle.iterations=N, or --minutes."
+        )
+    return given
+
+
+def _what_next(sweep: Any, outcome: Any, mlruns: Path, name: str) -> list[str]:
+    """Return the lines that say how it ended, and the next commands."""
+    record, lines = outcome.record, [""]
+    again = f"python -m cnn_search.sweep {name}"
+    if record.end == "interrupted":
+        lines.append(f"Interrupted; nothing is lost. The same command goes on: {again}")
+    elif record.end == "minutes":
+        lines.append(f"The minutes are used up. To go on: {again} --minutes N, with a larger N.")
+    elif record.end == "exhausted":
+        lines.append("The oracle has nothing left to try in this space.")
+    elif record.end == "failed":
+        lines.append("Every trial failed; the last reason stands above. Traceback: in the ledger,")
+        lines.append(f"{outcome.folder / 'ledger.jsonl'}")
+    elif outcome.already:
+        lines.append(f"This sweep was finished. To extend it: {again} --trials N; or --new.")
+    if record.champion is not None and record.end != "interrupted":
+        lines.append(f"Champion: trial {record.champion}, models:/{sweep.name}@champion")
+        lines.append(f"  its files:  python -m cnn_search.registry pull {sweep.name}")
+    if outcome.undelivered:
+        lines.append(f"MLflow does not have everything: {outcome.undelivered}")
+        lines.append(f"The ledger has; the same command delivers the rest: {again}")
+    database = (mlruns / "mlflow.db").resolve()
+    lines.append(f"  all trials: mlflow ui --backend-store-uri sqlite:///{database}")
+    lines.append(f"  the ledger: {outcome.folder / 'ledger.jsonl'}")
+    return lines
+
+
+if __name__ == "__main__":
+    commands.start(main, "sweep")

@@ -1,0 +1,396 @@
+"""Training: a space, values, a seed and a fidelity go in; a trained model and its history come out.
+
+Knows no MLflow and no oracle. One call of `train` is one attempt at a trial; what happens in it
+leaves as events ("start", "epoch", "done", "stopped", "failed") through the given `emit`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import math
+import os
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from cnn_search import backend
+from cnn_search.augmentation import AugmentationConfig
+from cnn_search.checkpoint import State, load_state, save_state
+from cnn_search.datasets import Dataset, Part
+from cnn_search.errors import DefinitionError
+from cnn_search.network import NetworkConfig, count_flops
+from cnn_search.optimisation import TrainingConfig
+
+Values = Mapping[str, Any]
+Epoch = dict[str, float]
+Stop = Literal["", "epoch", "now"]
+VALIDATION_BATCH = 512
+SHOWN_IMAGES = 25
+
+OBJECTIVES: dict[str, Literal["min", "max"]] = {
+    "val_accuracy": "max",
+    "val_loss": "min",
+    "val_balanced_accuracy": "max",
+    "val_macro_f1": "max",
+}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Everything that determines a trial but its seed and fidelity."""
+
+    network: NetworkConfig
+    augmentation: AugmentationConfig = AugmentationConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is the same for every trial of a sweep, and never searched.
+
+    Attributes:
+        epochs: The full number of epochs, over which a schedule spans.
+        patience: Epochs without a better `monitor` after which training ends; 0 for never. Holds
+            for constant learning rates only: stopping would cut any other schedule short.
+        monitor: "val_loss" or "val_accuracy".
+        weights: Which weights a trial keeps, and is scored by: those of its "best" epoch by the
+            objective, or of its "last".
+    """
+
+    epochs: int
+    patience: int = 0
+    monitor: Literal["val_loss", "val_accuracy"] = "val_loss"
+    weights: Literal["best", "last"] = "best"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A tutorial's model: its configuration, how the tutorial trains it, and what it printed.
+
+    Attributes:
+        configuration: The model, to the parameter.
+        protocol: The tutorial's own way to train.
+        parameters: Of the built model, all and trainable, at the tutorial's own image size; None
+            where the size is the user's.
+        validation: What validates in the tutorial: the "first_tenth" of the training part, or
+            nothing ("none").
+        test_accuracy: What the tutorial printed, in per cent; None if nothing.
+        published: The published result in words.
+        tutorial: Where it comes from.
+    """
+
+    configuration: Configuration
+    protocol: Protocol
+    parameters: tuple[int, int] | None
+    tutorial: str
+    published: str = "none"
+    test_accuracy: float | None = None
+    validation: Literal["first_tenth", "none"] = "none"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One attempt at a trial: strings and numbers only, so that it travels to any worker.
+
+    Attributes:
+        trial, attempt: Which one, both counted from 0 and 1.
+        values: Hyperparameter values by name.
+        seed: At least 1; equal seeds give equal curves on the same machine and threads.
+        epochs: Its fidelity: training ends after this many epochs, counted from the first one.
+        parent: The trial whose last state this one goes on from, or None.
+    """
+
+    trial: int
+    attempt: int
+    values: Values
+    seed: int
+    epochs: int
+    parent: int | None = None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all trials of a sweep share.
+
+    Attributes:
+        space: Name or reference of the space (see `find_space`).
+        protocol: Epochs, early stopping, weights kept.
+        folder: The sweep's folder; each trial has its own below `trials/`.
+        objective: A key of `OBJECTIVES`.
+        class_weights: Weigh each class by the inverse of its share of the training images.
+        checkpoint_seconds: An epoch leaves a checkpoint if the last one is older than this.
+        keep_state: Leave a checkpoint at the end too, for trials that go on from it.
+        both_weights: Leave the weights that `protocol` does not keep as well, beside the model.
+    """
+
+    space: str
+    protocol: Protocol
+    folder: Path
+    objective: str = "val_accuracy"
+    class_weights: bool = False
+    checkpoint_seconds: float = 30.0
+    keep_state: bool = False
+    both_weights: bool = False
+
+    def trial_folder(self, trial: int) -> Path:
+        """Return the folder of a trial's files."""
+        return self.folder / "trials" / f"{trial:04d}"
+
+
+class Diverged(Exception):
+    """A loss or metric became NaN or infinite."""
+
+
+class Stopped(Exception):
+    """Training was told to stop, and can go on from its last checkpoint."""
+
+
+def find_space(reference: str) -> Any:
+    """Return the class of a space: "cifar10" of `search_spaces`, or "package.module:Class".
+
+    Raises:
+        DefinitionError: no such module or class.
+    """
+    module, _, name = reference.partition(":")
+    module = module if ":" in reference or "." in module else f"search_spaces.{module}"
+    try:
+        return getattr(importlib.import_module(module), name or "Space")
+    except (ImportError, AttributeError) as error:
+        raise DefinitionError(
+            f"space: expected the name of a file in search_spaces/ or 'package.module:Class'; "
+            f"received {reference!r} ({error}). Correct `space` in the sweep's TOML file."
+        ) from None
+
+
+def make_space(setup: Setup, dataset: Dataset, seed: int = 1) -> Any:
+    """Return the sweep's space, made for this data set, with everything that is not searched."""
+    return find_space(setup.space)(
+        input_shape=dataset.input_shape,
+        classes=dataset.classes,
+        train_images=len(dataset.train.labels),
+        protocol=setup.protocol,
+        metrics=[setup.objective],
+        class_weights=_weights_of(dataset.train, dataset.classes) if setup.class_weights else None,
+        seed=seed,
+    )
+
+
+def _weights_of(part: Part, classes: int) -> npt.NDArray[np.float32]:
+    counts = np.bincount(part.labels, minlength=classes)
+    return (len(part.labels) / (classes * counts)).astype(np.float32)
+
+
+def train(
+    task: Task,
+    setup: Setup,
+    dataset: Dataset,
+    emit: Callable[..., None],
+    stop: Callable[[], Stop] = lambda: "",
+) -> None:
+    """Train one attempt at a trial, and emit what happens; raises nothing.
+
+    Args:
+        task: Which trial, with which values, seed and fidelity.
+        setup: What all trials of the sweep share.
+        dataset: Trained on `train`, validated on `validation`; `test` is never touched.
+        emit: Called with the kind of an event and its fields. An "epoch" is emitted after its
+            checkpoint, if it leaves one, is on the disk.
+        stop: Asked after every batch: "now" stops there, "epoch" after the running epoch.
+    """
+    emit("start", **backend.describe())
+    try:
+        _train(task, setup, dataset, emit, stop)
+    except Stopped:
+        emit("stopped")
+    except Diverged as error:
+        emit("failed", reason="diverged", message=str(error), traceback=traceback.format_exc())
+    except MemoryError as error:
+        emit("failed", reason="memory", message=str(error), traceback=traceback.format_exc())
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        emit("failed", reason="error", message=message, traceback=traceback.format_exc())
+
+
+def _train(
+    task: Task,
+    setup: Setup,
+    dataset: Dataset,
+    emit: Callable[..., None],
+    stop: Callable[[], Stop],
+) -> None:
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(task.seed)
+    space = make_space(setup, dataset, task.seed)
+    hp = space.hyperparameters(task.values)
+    model = space.build(hp)
+    folder = setup.trial_folder(task.trial)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = State()
+    for saved in (task.trial, task.parent):
+        if saved is not None and not state.history:
+            state = load_state(setup.trial_folder(saved) / "checkpoint.npz", model)
+    follower = _Follower(setup, task, folder, state, emit, stop)
+    follower.patience = space.patience(hp)
+    validation: dict[str, Any] = {}
+    if len(dataset.validation.labels):
+        validation["validation_data"] = (dataset.validation.images, dataset.validation.labels)
+        validation["validation_batch_size"] = VALIDATION_BATCH
+    if not follower.ended(len(state.history)):
+        space.fit(
+            hp,
+            model,
+            dataset.train.images,
+            dataset.train.labels,
+            **validation,
+            initial_epoch=len(state.history),
+            epochs=task.epochs,
+            callbacks=follower.callbacks(model),
+            verbose=0,
+        )
+    inference = type(model).from_config(model.get_config())  # uncompiled: no optimiser in the file
+    for name in ("best", "last"):
+        if name == setup.protocol.weights or setup.both_weights:
+            inference.set_weights(getattr(state, name))
+            inference.save(folder / f"{name}.keras")
+    inference.set_weights(getattr(state, setup.protocol.weights))
+    os.replace(folder / f"{setup.protocol.weights}.keras", folder / "model.keras")
+    describe_model(inference, dataset.validation, folder)
+    described = {"values": dict(task.values), "seed": task.seed, **space.describe(hp)}
+    (folder / "configuration.json").write_text(json.dumps(described, indent=2) + "\n")
+    history = state.history
+    last = setup.protocol.weights == "last"
+    kept = len(history) - 1 if last else best_epoch(history, setup.objective)
+    trainable = sum(int(np.prod(weight.shape)) for weight in inference.trainable_weights)
+    emit(
+        "done",
+        score=history[kept].get(setup.objective),
+        metrics=history[kept],
+        best_epoch=kept + 1,
+        epochs=len(history),
+        parameters=inference.count_params(),
+        trainable_parameters=trainable,
+        flops=count_flops(inference),
+        model_bytes=(folder / "model.keras").stat().st_size,
+        blocks_dropped=space.blocks_dropped(hp),
+    )
+
+
+class _Follower(keras.callbacks.Callback):
+    """Follows a fit: keeps the history and the weights, saves checkpoints, emits epochs, stops."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        task: Task,
+        folder: Path,
+        state: State,
+        emit: Callable[..., None],
+        stop: Callable[[], Stop],
+    ) -> None:
+        super().__init__()
+        self.setup, self.task, self.folder, self.state = setup, task, folder, state
+        self.emit, self.stop = emit, stop
+        self.patience = 0
+        self.saved_at = self.epoch_start = time.monotonic()
+        self.average: Any = None
+
+    def callbacks(self, model: Any) -> list[Any]:
+        """Return itself, after Keras's own averaging of weights if the optimiser averages."""
+        if not model.optimizer.use_ema:
+            return [self]
+        self.average = keras.callbacks.SwapEMAWeights()
+        return [self.average, self]
+
+    def ended(self, epochs: int) -> bool:
+        """Return whether no epoch follows: the fidelity is reached, or patience is at its end."""
+        if epochs >= self.task.epochs:
+            return True
+        monitor = self.setup.protocol.monitor
+        values = [epoch[monitor] for epoch in self.state.history]
+        if not self.patience or not values:
+            return False
+        best = int(np.argmin(values) if monitor == "val_loss" else np.argmax(values))
+        return epochs - 1 - best >= self.patience
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.epoch_start = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if logs and not math.isfinite(logs["loss"]):
+            raise Diverged(f"loss became {logs['loss']} in epoch {len(self.state.history) + 1}")
+        if self.stop() == "now":
+            raise Stopped
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        metrics = {name: float(value) for name, value in (logs or {}).items()}
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if bad:
+            raise Diverged(f"{bad[0]} became {metrics[bad[0]]} in epoch {epoch + 1}")
+        metrics["learning_rate"] = float(
+            keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+        )
+        self.state.history.append(metrics)
+        self.state.last = self.weights()
+        if best_epoch(self.state.history, self.setup.objective) == epoch:
+            self.state.best = self.state.last
+        asked = self.stop()
+        ends = self.ended(epoch + 1)
+        due = time.monotonic() - self.saved_at >= self.setup.checkpoint_seconds
+        if (due and not ends) or asked or (ends and self.setup.keep_state):
+            save_state(self.folder / "checkpoint.npz", self.model, self.state)
+            self.saved_at = time.monotonic()
+        seconds = round(time.monotonic() - self.epoch_start, 3)
+        self.emit("epoch", epoch=epoch + 1, metrics=metrics, seconds=seconds)
+        if ends:
+            self.model.stop_training = True
+        elif asked:
+            raise Stopped
+
+    def weights(self) -> list[npt.NDArray[Any]]:
+        """Return the weights as they were validated: averaged, if they get averaged."""
+        if self.average is None:
+            return list(self.model.get_weights())
+        self.average.on_test_begin()
+        weights = list(self.model.get_weights())
+        self.average.on_test_end()
+        return weights
+
+
+def best_epoch(history: list[Epoch], objective: str) -> int:
+    """Return the index of the best epoch; the lower validation loss decides a tie, then the first.
+
+    Without validation images there is no best one, and the last stands for it.
+    """
+    if objective not in history[-1]:
+        return len(history) - 1
+    sign = -1 if OBJECTIVES[objective] == "max" else 1
+    return min(
+        range(len(history)), key=lambda i: (sign * history[i][objective], history[i]["val_loss"], i)
+    )
+
+
+def describe_model(model: Any, shown: Part, folder: Path) -> None:
+    """Write what the pictures need into `folder`: summary, diagram, predictions of a few images."""
+    lines: list[str] = []
+    model.summary(line_length=100, print_fn=lines.append)
+    (folder / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    diagram = keras.utils.model_to_dot(model, show_shapes=True, show_layer_names=True)
+    (folder / "diagram.dot").write_text(diagram.to_string(), encoding="utf-8")
+    images, labels = shown.images[:SHOWN_IMAGES], shown.labels[:SHOWN_IMAGES]
+    probabilities = keras.ops.convert_to_numpy(model(images, training=False))
+    arrays = {"images": images, "labels": labels, "probabilities": probabilities}
+    np.savez(folder / "predictions.npz", **arrays)
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """Return a frozen dataclass as plain dicts and lists, for JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[no-any-return]

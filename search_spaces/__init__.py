@@ -1,0 +1,1 @@
+"""What may vary, one file a data set: its space (a KerasTuner HyperModel) and its baselines."""

@@ -1,0 +1,33 @@
+"""digits: 1,797 grey images of 8x8 pixels. The space that every machine can search, offline."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from cnn_search.augmentation import AugmentationConfig
+from cnn_search.training import Baseline
+from search_spaces import images
+
+BASELINES = {
+    # a mirrored digit is another sign, so no flip
+    "vgg_bn": Baseline(
+        dataclasses.replace(images.VGG_BN, augmentation=AugmentationConfig(shift=0.2, zoom=0.2)),
+        images.VGG_BN_PROTOCOL,
+        parameters=(306_026, 305_130),
+        tutorial="no tutorial uses digits: vgg_bn's network, at 8x8x1",
+        validation="first_tenth",
+    ),
+}
+
+
+class Space(images.Space):
+    """What may vary for digits."""
+
+    baselines: Mapping[str, Baseline] = BASELINES
+    filters = (8, 16, 32, 64, 128)
+    kernel = (3, 5)
+    stride = (1,)
+    flip = (False,)
+    crop = (0, 1, 2)
+    cutout = (0, 2)
+    pixel_mean = (0.305,)
+    pixel_deviation = (0.376,)

@@ -1,0 +1,309 @@
+"""Any image data set: what may vary if nothing else is said, and the parts that all spaces share.
+
+A space declares its hyperparameters in `configure(hp)`, which is pure: it builds no model. Every
+hyperparameter is named as the field that it sets; those of a block end in its number. The first
+baseline gives the defaults, so that a sweep's trial 0 is the book's model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import keras_tuner
+import numpy as np
+import numpy.typing as npt
+
+from cnn_search.augmentation import AugmentationConfig, Batches
+from cnn_search.errors import DefinitionError
+from cnn_search.network import BlockConfig, NetworkConfig, build_network, fitting_blocks
+from cnn_search.optimisation import TrainingConfig, compile_model, targets_of
+from cnn_search.training import Baseline, Configuration, Protocol, as_json
+
+PER_BLOCK = ("filters", "padding", "normalisation", "pooling", "dropout")
+SHARED = (
+    "convolutions",
+    "kernel",
+    "stride",
+    "normalisation_place",
+    "pool_size",
+    "pooling_place",
+    "residual",
+)
+
+
+def vgg_block(filters: int, dropout: float) -> BlockConfig:
+    """Return two 3x3 convolutions with batch normalisation, max pooling and dropout (seed 000)."""
+    return BlockConfig(
+        filters, convolutions=2, normalisation="batch", pooling="max", dropout=dropout
+    )
+
+
+VGG_BN = Configuration(
+    NetworkConfig(
+        blocks=(vgg_block(32, 0.2), vgg_block(64, 0.3), vgg_block(128, 0.4)),
+        initialiser="he_uniform",
+        dense_units=(128,),
+        head_dropout=0.5,
+    ),
+    AugmentationConfig(shift=0.2, zoom=0.2, flip=True),
+    TrainingConfig(),
+)
+VGG_BN_PROTOCOL = Protocol(epochs=50, patience=5, weights="last")
+
+BASELINES = {
+    "vgg_bn": Baseline(
+        VGG_BN,
+        VGG_BN_PROTOCOL,
+        parameters=None,
+        tutorial="the CIFAR-10 model of cifar10/vgg_bn, at this data set's size",
+        validation="first_tenth",
+    )
+}
+
+
+class Space(keras_tuner.HyperModel):
+    """What may vary; a data set's own space changes the choices below and the baselines.
+
+    Args:
+        input_shape: (height, width, channels) of the images.
+        classes: How many there are.
+        train_images: How many are trained on; a schedule counts its steps by it.
+        protocol: Epochs, early stopping and weights kept: set by the sweep, not searched.
+        metrics: Objectives beside accuracy and loss to compile: "val_balanced_accuracy",
+            "val_macro_f1".
+        class_weights: float32 `(classes,)`, or None.
+        seed: Of shuffling and augmentation, at least 1.
+    """
+
+    baselines: Mapping[str, Baseline] = BASELINES
+
+    depth = (1, 2, 3, 4)
+    filters: Sequence[int] = (8, 16, 32, 64, 128, 256)
+    convolutions: Sequence[int] = (1, 2, 3)
+    kernel: Sequence[int] = (3, 5)
+    stride: Sequence[int] = (1, 2)
+    dropout: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+    pool_size: Sequence[int] = (2, 3)
+    activation: Sequence[str] = ("relu", "tanh", "gelu", "elu")
+    initialiser: Sequence[str] = ("glorot_uniform", "he_uniform", "he_normal")
+    dense_units: Sequence[int] = (0, 64, 128, 256)
+    head_dropout: Sequence[float] = (0.0, 0.2, 0.5)
+    shift: Sequence[float] = (0.0, 0.1, 0.2)
+    zoom: Sequence[float] = (0.0, 0.1, 0.2)
+    flip: Sequence[bool] = (True, False)
+    rotation: Sequence[float] = (0.0, 10.0, 20.0)
+    crop: Sequence[int] = (0, 2, 4)
+    cutout: Sequence[int] = (0, 8)
+    batch_size: Sequence[int] = (32, 64, 128, 256)
+    pixel_mean: tuple[float, ...] = (0.5,)
+    pixel_deviation: tuple[float, ...] = (0.25,)
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        classes: int,
+        train_images: int,
+        protocol: Protocol,
+        *,
+        metrics: Sequence[str] = (),
+        class_weights: npt.NDArray[np.float32] | None = None,
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        self.input_shape, self.classes, self.train_images = input_shape, classes, train_images
+        self.protocol, self.metrics, self.class_weights = protocol, list(metrics), class_weights
+        self.seed = seed
+
+    def configure(self, hp: Any) -> Configuration:
+        """Declare every hyperparameter on `hp` and return the configuration of its values."""
+        usual = flatten(next(iter(self.baselines.values())).configuration)
+
+        def choose(name: str, values: Sequence[Any]) -> Any:
+            return hp.Choice(name, list(values), default=usual[name])
+
+        return Configuration(
+            self._network(hp, choose, usual),
+            self._augmentation(hp, choose),
+            self._training(hp, choose),
+        )
+
+    def _network(self, hp: Any, choose: Any, usual: Mapping[str, Any]) -> NetworkConfig:
+        depth = choose("depth", self.depth)
+        shared = {
+            "convolutions": choose("convolutions", self.convolutions),
+            "kernel": choose("kernel", self.kernel),
+            "stride": choose("stride", self.stride),
+            "pool_size": choose("pool_size", self.pool_size),
+            "pooling_place": choose("pooling_place", ("end", "inside")),
+            "normalisation_place": choose("normalisation_place", ("after", "before")),
+            "residual": choose("residual", (False, True)),
+        }
+        blocks = []
+        for i in self.depth:
+            with hp.conditional_scope("depth", [d for d in self.depth if d >= i]):
+                block = {
+                    "filters": choose(f"filters_{i}", self.filters),
+                    "padding": choose(f"padding_{i}", ("same", "valid")),
+                    "normalisation": choose(f"normalisation_{i}", ("none", "batch")),
+                    "pooling": choose(f"pooling_{i}", ("none", "max", "average")),
+                    "dropout": choose(f"dropout_{i}", self.dropout),
+                }
+            if i <= depth:
+                # a residual block keeps the size of its map: one with valid padding has no shortcut
+                residual = shared["residual"] and block["padding"] == "same"
+                blocks.append(BlockConfig(**{**shared, **block, "residual": residual}))
+        head = choose("head", ("flatten", "average", "max"))
+        dense_units = choose("dense_units", self.dense_units)
+        with hp.conditional_scope("dense_units", [units for units in self.dense_units if units]):
+            head_normalisation = choose("head_normalisation", ("none", "batch"))
+        pixels: dict[str, Any] = {}
+        if choose("standardise", (False, True)):
+            pixels = {"pixel_mean": self.pixel_mean, "pixel_deviation": self.pixel_deviation}
+        return NetworkConfig(
+            blocks=tuple(blocks),
+            activation=choose("activation", self.activation),
+            initialiser=choose("initialiser", self.initialiser),
+            head=head,
+            dense_units=(dense_units,) if dense_units else (),
+            head_normalisation=head_normalisation or "none",
+            head_dropout=choose("head_dropout", self.head_dropout),
+            **pixels,
+        )
+
+    def _augmentation(self, hp: Any, choose: Any) -> AugmentationConfig:
+        return AugmentationConfig(
+            shift=choose("shift", self.shift),
+            zoom=choose("zoom", self.zoom),
+            flip=choose("flip", self.flip),
+            rotation=choose("rotation", self.rotation),
+            crop=choose("crop", self.crop),
+            cutout=choose("cutout", self.cutout),
+            fill=choose("fill", ("nearest", "reflect", "constant")),
+        )
+
+    def _training(self, hp: Any, choose: Any) -> TrainingConfig:
+        optimiser = choose("optimiser", ("adam", "sgd", "rmsprop"))
+        with hp.conditional_scope("optimiser", ["adam", "rmsprop"]):
+            rate = hp.Float("learning_rate", 1e-4, 1e-2, sampling="log", default=1e-3)
+        with hp.conditional_scope("optimiser", ["sgd"]):  # KerasTuner's grid needs unique names
+            sgd_rate = hp.Float("sgd_learning_rate", 1e-3, 1.0, sampling="log", default=1e-1)
+            momentum = hp.Choice("momentum", [0.0, 0.8, 0.9, 0.95], default=0.9)
+        schedule = choose("schedule", ("constant", "cosine", "one_cycle", "triangular"))
+        with hp.conditional_scope("schedule", ["cosine"]):
+            warmup = hp.Choice("warmup", [0.0, 0.05, 0.1, 0.2], default=0.0)
+        return TrainingConfig(
+            optimiser=optimiser,
+            learning_rate=sgd_rate if optimiser == "sgd" else rate,
+            schedule=schedule,
+            warmup=warmup or 0.0,
+            momentum=momentum if optimiser == "sgd" else 0.9,
+            weight_decay=choose("weight_decay", (0.0, 1e-4, 5e-4, 5e-3)),
+            label_smoothing=choose("label_smoothing", (0.0, 0.1, 0.2)),
+            averaging=choose("averaging", (0.0, 0.99)),
+            batch_size=choose("batch_size", self.batch_size),
+        )
+
+    def hyperparameters(self, values: Mapping[str, Any] | None = None) -> Any:
+        """Return declared `keras_tuner.HyperParameters`, with `values` where they are given."""
+        hp = keras_tuner.HyperParameters()
+        hp.values = dict(values or {})
+        self.configure(hp)
+        return hp
+
+    def build(self, hp: Any) -> Any:
+        """Build and compile the model of `hp`."""
+        configuration = self.configure(hp)
+        training = configuration.training
+        model = build_network(configuration.network, self.input_shape, self.classes)
+        steps = -(-self.train_images // training.batch_size) * self.protocol.epochs
+        compile_model(model, training, steps=steps, classes=self.classes, metrics=self.metrics)
+        return model
+
+    def fit(
+        self,
+        hp: Any,
+        model: Any,
+        x: npt.NDArray[np.uint8],
+        y: npt.NDArray[np.int64],
+        *,
+        validation_data: tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]] | None = None,
+        callbacks: Sequence[Any] = (),
+        **options: Any,
+    ) -> Any:
+        """Train `model` on uint8 images and integer labels as `hp` says; return Keras's history."""
+        configuration = self.configure(hp)
+        training = configuration.training
+        labels = np.asarray(y).reshape(-1)
+        batches = Batches(
+            x,
+            targets_of(labels, training, self.classes),
+            configuration.augmentation,
+            batch_size=training.batch_size,
+            seed=self.seed,
+            weights=None if self.class_weights is None else self.class_weights[labels],
+        )
+        if validation_data is not None:
+            images, validation_labels = validation_data
+            sharp = targets_of(
+                np.asarray(validation_labels).reshape(-1), training, self.classes, smooth=False
+            )
+            options["validation_data"] = (images, sharp)
+        options.setdefault("epochs", self.protocol.epochs)
+        start = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: batches.start(epoch))
+        # Keras would shuffle the batches too, by a random state that a resumed trial has not
+        return model.fit(batches, callbacks=[start, *callbacks], shuffle=False, **options)
+
+    def patience(self, hp: Any) -> int:
+        """Return the epochs without progress after which training ends; 0 for never."""
+        constant = self.configure(hp).training.schedule == "constant"
+        return self.protocol.patience if constant else 0
+
+    def blocks_dropped(self, hp: Any) -> int:
+        """Return how many blocks do not fit the images, and are left out from the end."""
+        network = self.configure(hp).network
+        return len(network.blocks) - len(fitting_blocks(network, self.input_shape))
+
+    def describe(self, hp: Any) -> dict[str, Any]:
+        """Return the configuration and the protocol, ready for JSON."""
+        return {"configuration": as_json(self.configure(hp)), "protocol": as_json(self.protocol)}
+
+    def baseline_values(self, name: str) -> dict[str, Any]:
+        """Return the hyperparameter values of a baseline: the point of this space that it is.
+
+        Raises:
+            DefinitionError: no such baseline, or it is not a point of the space.
+        """
+        if name not in self.baselines:
+            raise DefinitionError(
+                f"baselines: expected some of {', '.join(self.baselines)}; received {name!r}."
+            )
+        configuration = self.baselines[name].configuration
+        hp = self.hyperparameters(flatten(configuration))
+        values = {entry.name: hp.values[entry.name] for entry in hp.space if hp.is_active(entry)}
+        if self.configure(self.hyperparameters(values)) != configuration:
+            raise DefinitionError(f"space: baseline {name!r} is not one of its points.")
+        return values
+
+
+def flatten(configuration: Configuration, depth: int = 4) -> dict[str, Any]:
+    """Return the fields of a configuration by the names that hyperparameters have.
+
+    Blocks beyond the last one, up to `depth`, are named as the last one is.
+    """
+    network = configuration.network
+    blocks = network.blocks
+    values: dict[str, Any] = {"depth": len(blocks)}
+    for i in range(1, max(depth, len(blocks)) + 1):
+        block = blocks[min(i, len(blocks)) - 1]
+        values |= {f"{name}_{i}": getattr(block, name) for name in PER_BLOCK}
+    values |= {name: getattr(blocks[0], name) for name in SHARED}
+    values |= dataclasses.asdict(configuration.augmentation)
+    values |= dataclasses.asdict(configuration.training)
+    for name in ("activation", "initialiser", "head", "head_normalisation", "head_dropout"):
+        values[name] = getattr(network, name)
+    values["dense_units"] = network.dense_units[0] if network.dense_units else 0
+    values["standardise"] = network.pixel_mean != (0.0,)
+    return values

@@ -34,14 +34,10 @@ DATASETS: dict[str, Callable[[Path | None], Found]] = {
     "fashion_mnist": sources.read_fashion_mnist,
     "signs": sources.read_signs,
 }
-CLASS_NAMES = {
-    "digits": tuple("0123456789"),
-    "cifar10": tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
-    "fashion_mnist": (
-        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-    ),
-    "signs": tuple("012345"),
+CLASS_NAMES = {  # where the source has none; numbers name themselves
+    "cifar10": "airplane automobile bird cat deer dog frog horse ship truck".split(),
+    "fashion_mnist": "T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag".split()
+    + ["Ankle boot"],
 }
 PUBLISHED = {  # (height, width, channels), training images a class, test images a class
     "cifar10": ((32, 32, 3), 5000, 1000),
@@ -60,33 +56,21 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Holds one data set: its parts, each sorted by image hash, and where they came from.
+    """Holds one data set: its parts, each sorted by image hash, and where they came from."""
 
-    Attributes:
-        name: "cifar10", or the stem of the path.
-        source: One sentence: where the images came from.
-        class_names: As they are shown, in the order of the labels (for paths: `safe_name`).
-        train: What trains.
-        validation: What the search looks at; empty if asked for "none".
-        test: What the final scoring alone looks at.
-        digest: SHA-256 of shape, class names, images and labels of train and validation together.
-        notes: What the user should know: images resized, images that stand in two parts, ...
-    """
-
-    name: str
-    source: str
-    class_names: tuple[str, ...]
+    name: str  # "cifar10", or the stem of the path
+    source: str  # one sentence: where the images came from
+    class_names: tuple[str, ...]  # as shown, in the order of the labels (for paths: `safe_name`)
     train: Part
-    validation: Part
-    test: Part
-    digest: str
-    notes: tuple[str, ...]
+    validation: Part  # what the search looks at; empty if asked for "none"
+    test: Part  # what the final scoring alone looks at
+    digest: str  # SHA-256 of shape, class names, images and labels of train and validation together
+    notes: tuple[str, ...]  # what the user should know: images resized, or in two parts, ...
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Gives (height, width, channels)."""
-        _, height, width, channels = self.train.images.shape
-        return height, width, channels
+        return self.train.images.shape[1:]
 
     @property
     def classes(self) -> int:
@@ -106,8 +90,8 @@ class _Sorted(NamedTuple):
     hashes: NDArray[np.uint64]
     names: NDArray[np.str_]  # by which the user finds the images in their source
 
-    def take(self, rows: slice | NDArray[np.bool | np.intp]) -> "_Sorted":
-        return _Sorted(*(array[rows] for array in self))
+    def take(self, rows: Any) -> "_Sorted":
+        return _Sorted(self.images[rows], self.labels[rows], self.hashes[rows], self.names[rows])
 
 
 def load(
@@ -124,32 +108,36 @@ def load(
         name: A name; or a folder with one sub-folder of PNG and JPEG images a class (or `train`
             and `test` of such); or an `.npz` or `.h5` with the keys x_train, y_train, x_test,
             y_test, or those of SIGNS, or x, y, or images, labels, and class_names if there are.
-        data_dir: Where the archives of `sources.ACCEPTED` lie; else $CNN_SEARCH_DATA_DIR says it;
-            else cifar10 and fashion_mnist come from Keras's loader and its cache.
+        data_dir: Where published archives lie; else $CNN_SEARCH_DATA_DIR; else Keras's cache.
         train_limit: Takes a stratified subset of so many training images before the split.
         image_size: (height, width) to which the images of a folder are resized.
-        validation: "stratified" takes 10 % of the training part, 20 % below 10,000 images;
-            "first_tenth" the first tenth in hash order; "none" nothing.
+        validation: "stratified" (10 %, 20 % below 10,000 images), "first_tenth" by hash, "none".
 
     Raises:
         DataError: The data cannot be had or is not what it should be; one line, with a remedy.
     """
     found = _find(name, data_dir or os.environ.get("CNN_SEARCH_DATA_DIR"), image_size)
     notes = [*found.notes]
-    train = _convert(f"{name}, training part", found.train, notes)
-    test = _convert(f"{name}, test part", found.test, notes) if found.test else None
-    class_names = CLASS_NAMES.get(name) or found.class_names or _count(name, train, test)
-    needed = 1 + (validation == "stratified") + (test is None)
-    _check(name, class_names, train, test, needed, train_limit)
+    raws = {"training": found.train} | ({"test": found.test} if found.test else {})
+    parts = {title: _convert(f"{name}, {title} part", raw, notes) for title, raw in raws.items()}
+    train, test = parts["training"], parts.get("test")
+    highest = max(int(part.labels.max()) for part in parts.values())
+    if highest >= len(train.labels):
+        expected = f"labels that count classes from 0, with {len(train.labels)} images"
+        raise wrong(name, expected, f"label {highest}", "Correct the labels.")
+    class_names = tuple(CLASS_NAMES.get(name) or found.class_names or map(str, range(highest + 1)))
+    classes = len(class_names)
+    _check(name, class_names, parts, 1 + (validation == "stratified") + ("test" not in parts))
+    if train_limit is not None and train_limit < 2 * classes:
+        expected = f"a train limit of at least {2 * classes} images, two a class"
+        raise wrong(name, expected, train_limit, "Raise it or leave it out.")
     if test is None:
-        test, train = _stratify(
-            train, max(round(TEST_FRACTION * len(train.labels)), len(class_names))
-        )
+        test, train = _stratify(train, max(round(TEST_FRACTION * len(train.labels)), classes))
     if train_limit is not None and train_limit < len(train.labels):
         train, _ = _stratify(train, train_limit, at_least=2)
     digest, count = _digest(class_names, train), len(train.labels)
     if validation == "stratified":
-        size = max(round((0.1 if count >= LARGE else 0.2) * count), len(class_names))
+        size = max(round((0.1 if count >= LARGE else 0.2) * count), classes)
         held_out, train = _stratify(train, size)
     else:
         size = max(count // 10, 1) if validation == "first_tenth" else 0
@@ -173,14 +161,12 @@ def safe_name(class_name: str) -> str:
 
 def _find(name: str, data_dir: str | Path | None, image_size: tuple[int, int] | None) -> Found:
     path = Path(name).expanduser()
-    if name not in DATASETS and path.is_dir():
-        if image_size is not None and min(image_size) < 4:
-            expected = "an image size of at least 4x4 pixels"
-            raise wrong(name, expected, _sides(image_size), "Enlarge it.")
+    is_folder = name not in DATASETS and path.is_dir()
+    if image_size is not None and (not is_folder or min(image_size) < 4):
+        expected = "an image size only with a folder of images, and at least 4x4 pixels"
+        raise wrong(name, expected, _sides(image_size), "Enlarge it or leave it out.")
+    if is_folder:
         return sources.read_folder(path, image_size)
-    if image_size is not None:
-        expected = "an image size only with a folder of images"
-        raise wrong(name, expected, _sides(image_size), "Leave it out.")
     if name in DATASETS:
         return DATASETS[name](Path(data_dir).expanduser() if data_dir else None)
     if path.is_file() and path.suffix.lower() in {".npz", ".h5", ".hdf5"}:
@@ -193,47 +179,44 @@ def _find(name: str, data_dir: str | Path | None, image_size: tuple[int, int] | 
 
 def _convert(where: str, raw: Raw, notes: list[str]) -> _Sorted:
     """Brings images to uint8 (n, height, width, channels) and labels to int64 (n,), and sorts."""
-    images, labels = raw.images, raw.labels
-    if images.ndim == 3:
-        images = images[..., np.newaxis]
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
+    images = raw.images[..., np.newaxis] if raw.images.ndim == 3 else raw.images
+    labels = raw.labels[:, 0] if raw.labels.shape[1:] == (1,) else raw.labels
     if images.ndim != 4 or images.dtype.kind not in "biuf" or not images.size:
         expected = "numbers of shape (n, height, width) or (n, height, width, channels)"
-        received = f"{images.dtype} of {images.shape}"
-        raise wrong(where, expected, received, "Correct the images.")
+        raise wrong(where, expected, f"{images.dtype} of {images.shape}", "Correct the images.")
     if min(images.shape[1:3]) < 4 or images.shape[3] not in (1, 3):
         expected = "images of at least 4x4 pixels and 1 or 3 channels"
         raise wrong(where, expected, _sides(images.shape[1:]), "Convert the images.")
     if labels.ndim != 1 or labels.dtype.kind not in "iuf" or (labels != np.rint(labels)).any():
         expected = "labels as whole numbers of shape (n,) or (n, 1)"
-        received = f"{labels.dtype} of {labels.shape}"
-        raise wrong(where, expected, received, "Number the classes from 0.")
+        raise wrong(where, expected, f"{labels.dtype} of {labels.shape}", "Number classes from 0.")
     if len(images) != len(labels):
         received = f"{len(images)} images and {len(labels)} labels"
         raise wrong(where, "as many labels as images", received, "Correct the data.")
     if images.dtype != np.uint8:
         images = _to_uint8(where, images, notes)
-    # 64 bits of hash are enough to sort by, and to find copies.
-    hashed = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images)
-    hashes = np.frombuffer(b"".join(hashed), ">u8").astype(np.uint64)
-    names = raw.files or [f"image {row} of its source" for row in range(len(images))]
-    found = _Sorted(images, labels.astype(np.int64), hashes, np.array(names))
-    return found.take(np.lexsort((labels, hashes)))
+    images, labels = np.ascontiguousarray(images), labels.astype(np.int64)
+    names = np.array(raw.files or [f"image {row} of its source" for row in range(len(images))])
+    hashes = _hash(images)
+    return _Sorted(images, labels, hashes, names).take(np.lexsort((labels, hashes)))
+
+
+def _hash(images: Images) -> NDArray[np.uint64]:
+    """Hashes each image; 64 bits are enough to sort by, and to find copies."""
+    hashes = (hashlib.blake2b(image, digest_size=8).digest() for image in images)
+    return np.frombuffer(b"".join(hashes), ">u8").astype(np.uint64)
 
 
 def _to_uint8(where: str, images: NDArray[Any], notes: list[str]) -> Images:
     """Takes whole numbers 0..255 as they are, and floats 0..1 times 255, rounded."""
     low, high = images.min(), images.max()
     if np.isnan(low):
-        received = f"{np.isnan(images).sum()} of them"
-        raise wrong(where, "no NaN pixels", received, "Correct or remove these images.")
+        raise wrong(where, "no NaN pixels", f"{np.isnan(images).sum()} of them", "Remove them.")
     scale = 255 if images.dtype.kind in "bf" and low >= 0 and high <= 1 else 1
-    in_range = low >= 0 and high <= 255
-    if not in_range or (scale == 1 and any((image != np.rint(image)).any() for image in images)):
+    whole = scale == 255 or all((image == np.rint(image)).all() for image in images)
+    if low < 0 or high > 255 or not whole:
         expected = "pixels as whole numbers 0..255 or floats 0..1"
-        received = f"{images.dtype} from {low} to {high}"
-        raise wrong(where, expected, received, "Scale the images.")
+        raise wrong(where, expected, f"{images.dtype} from {low} to {high}", "Scale the images.")
     converted = np.empty(images.shape, np.uint8)
     for row, image in enumerate(images):  # one at a time, to hold no second copy in floats
         converted[row] = np.rint(image * scale)
@@ -241,51 +224,30 @@ def _to_uint8(where: str, images: NDArray[Any], notes: list[str]) -> Images:
     return converted
 
 
-def _count(name: str, train: _Sorted, test: _Sorted | None) -> tuple[str, ...]:
-    """Names the classes of data without class names by their numbers."""
-    highest = max(int(part.labels.max()) for part in (train, test) if part)
-    if highest >= len(train.labels):
-        expected = f"labels that count classes from 0, with {len(train.labels)} images"
-        raise wrong(name, expected, f"label {highest}", "Correct the labels.")
-    return tuple(str(label) for label in range(highest + 1))
-
-
-def _check(
-    name: str,
-    class_names: Sequence[str],
-    train: _Sorted,
-    test: _Sorted | None,
-    needed: int,
-    train_limit: int | None,
-) -> None:
+def _check(name: str, names: Sequence[str], parts: dict[str, _Sorted], needed: int) -> None:
     """Checks what every data set must be, with `needed` training images of each class."""
-    classes, shape = len(class_names), train.images.shape[1:]
-    parts = {"training": train} | ({"test": test} if test else {})
+    classes, shape = len(names), parts["training"].images.shape[1:]
     for title, part in parts.items():
         where, low, high = f"{name}, {title} part", part.labels.min(), part.labels.max()
-        if part.images.shape[1:] != shape:
-            expected, received = f"images of {_sides(shape)} as in training", part.images.shape[1:]
-            raise wrong(where, expected, _sides(received), "Bring both parts to one shape.")
+        if (part_shape := part.images.shape[1:]) != shape:
+            expected, received = f"images of {_sides(shape)} as in training", _sides(part_shape)
+            raise wrong(where, expected, received, "Bring both parts to one shape.")
         if low < 0 or high >= classes:
             expected = f"labels from 0 to {classes - 1}, since there are {classes} classes"
-            remedy = "Correct the labels or the class names."
-            raise wrong(where, expected, f"labels from {low} to {high}", remedy)
+            raise wrong(where, expected, f"labels from {low} to {high}", "Correct one of them.")
     if classes < 2:
         raise wrong(name, "at least two classes", classes, "Add images of another class.")
-    if len({safe_name(class_name) for class_name in class_names}) < classes:
+    if len({safe_name(class_name) for class_name in names}) < classes:
         expected = "class names that differ even where '/' and spaces become '_'"
-        raise wrong(name, expected, ", ".join(class_names), "Rename the classes.")
-    counts = np.bincount(train.labels, minlength=classes)
+        raise wrong(name, expected, ", ".join(names), "Rename the classes.")
+    counts = np.bincount(parts["training"].labels, minlength=classes)
     if counts.min() < needed:
         expected = f"at least {needed} training images of every class, for the split"
-        received = f"{counts.min()} of class '{class_names[counts.argmin()]}'"
+        received = f"{counts.min()} of class '{names[int(counts.argmin())]}'"
         raise wrong(name, expected, received, "Add images, or drop the class (labels from 0).")
-    if train_limit is not None and train_limit < 2 * classes:
-        expected = f"a train limit of at least {2 * classes} images, two a class"
-        raise wrong(name, expected, train_limit, "Raise it or leave it out.")
     if name in PUBLISHED:
         published, *published_counts = PUBLISHED[name]
-        if test is None:
+        if "test" not in parts:
             raise wrong(name, "a test part, as published", "none", "Fetch the data again.")
         for (title, part), count in zip(parts.items(), published_counts, strict=True):
             counts = np.bincount(part.labels, minlength=classes)
@@ -307,16 +269,14 @@ def _stratify(part: _Sorted, size: int, at_least: int = 1) -> tuple[_Sorted, _So
         (members,) = np.nonzero(part.labels == label)
         rank = generator.permutation(len(members))
         place[members] = np.where(rank < at_least, -1, (rank + 0.5) / len(members))
-    taken = np.zeros(len(place), bool)
-    taken[np.argsort(place, kind="stable")[:size]] = True
-    return part.take(taken), part.take(~taken)
+    queue = np.argsort(place, kind="stable")
+    return part.take(np.sort(queue[:size])), part.take(np.sort(queue[size:]))
 
 
 def _digest(class_names: Sequence[str], part: Part | _Sorted) -> str:
     digest = hashlib.sha256(json.dumps([part.images.shape[1:], class_names]).encode())
-    for image in part.images:
-        digest.update(image)
-    digest.update(part.labels.astype("<i8").tobytes())
+    digest.update(part.images.data)
+    digest.update(part.labels.astype("<i8").data)
     return digest.hexdigest()
 
 
@@ -331,9 +291,9 @@ def _copies(parts: dict[str, _Sorted]) -> list[str]:
     together = zip(*(part[1:] for part in parts.values()), strict=True)
     labels, hashes, names = (np.concatenate(arrays) for arrays in together)
     order = np.lexsort((labels, hashes))
-    labels, hashes, names = labels[order], hashes[order], names[order]
+    labels, hashes = labels[order], hashes[order]
     (twice,) = np.nonzero((hashes[1:] == hashes[:-1]) & (labels[1:] != labels[:-1]))
     if len(twice):
         count = len(np.unique(hashes[twice]))
-        notes.append(f"Images that stand with two labels: {count}, as {names[twice[0]]}")
+        notes.append(f"Images that stand with two labels: {count}, as {names[order[twice[0]]]}")
     return notes

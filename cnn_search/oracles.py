@@ -285,8 +285,7 @@ def narrow(space: Any, table: Mapping[str, Any], over: list[str] | None = None) 
             )
             continue
         values = [coerce(hp, value) for value in values]
-        default = hp.default if hp.default in values else values[0]
-        narrowed.merge([kinds.Choice(hp.name, values, default=default, conditions=hp.conditions)])
+        narrowed.merge([_choice(hp, values)])
     if problems:
         raise DefinitionError("\n".join(problems))
     return narrowed
@@ -315,6 +314,16 @@ def complete(space: Any, baseline: Mapping[str, Any], values: Mapping[str, Any])
             continue
         raise DefinitionError(f"--try {name}={value}: expected {expected}. Correct it.")
     return whole
+
+
+def _choice(hp: Any, values: list[Any]) -> Any:
+    """Return `hp` narrowed to `values`, which it has."""
+    if len(values) == 1:
+        return kinds.Fixed(hp.name, values[0], conditions=hp.conditions)
+    if isinstance(hp, kinds.Boolean):
+        return hp
+    default = hp.default if hp.default in values else values[0]
+    return kinds.Choice(hp.name, values, default=default, conditions=hp.conditions)
 
 
 def brackets(epochs: int, factor: int, iterations: int) -> list[tuple[int, int, int]]:

@@ -66,7 +66,7 @@ class Reporter:
 
     def _on_start(self, record: Record, trial: Trial) -> None:
         again = f", attempt {trial.attempt}" if trial.attempt > 1 else ""
-        self.say(f"{self._name(trial)}{again}: {changes(record, trial)}")
+        self.say(f"{self._name(trial)}{again}: {changes(record, trial, limit=8)}")
         if self.console.is_terminal:
             self._bars.start()
             self._tasks[trial.number] = self._bars.add_task(

@@ -62,7 +62,6 @@ NAME_KEYS = ("class_names", "list_classes")
 KNOWN_KEYS = {*itertools.chain(*TRAIN_KEYS, *TEST_KEYS, *PLAIN_KEYS, NAME_KEYS)}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 GREY_MODES = {"1", "L", "LA"}  # Pillow's words, all of 8 bits or fewer
-COLOUR_MODES = {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
 class Raw(NamedTuple):
@@ -85,12 +84,8 @@ class Found(NamedTuple):
 
 def wrong(where: object, expected: str, received: object, remedy: str) -> DataError:
     """Words every error about data alike, in one line."""
-    return DataError(
-        " ".join(f"{where}: expected {expected}; received {received}. {remedy}".split())
-    )
-
-
-# The data sets that are known by name
+    message = f"{where}: expected {expected}; received {received}. {remedy}"
+    return DataError(" ".join(message.split()))
 
 
 def read_digits(_: Path | None) -> Found:
@@ -190,9 +185,6 @@ def _not_found(name: str, data_dir: Path | None) -> DataError:
         held = sorted(path.name for path in data_dir.iterdir())
         received = f"a folder with {', '.join(held[:5]) or 'nothing'}{', ...' * (len(held) > 5)}"
     return wrong(where, ACCEPTED[name], received, f"Put it in a folder. {DATA_DIR_REMEDY}")
-
-
-# The user's own
 
 
 def read_array_file(path: Path) -> Found:
@@ -307,7 +299,6 @@ def _each(folder: Path, files: Sequence[Path], read: Callable[[Path], Any]) -> l
             broken.append(f"{file.relative_to(folder)} ({error})")
     if broken:
         received = f"{len(broken)} that cannot be read: {', '.join(broken[:3])}"
-        received += ", ..." * (len(broken) > 3)
         expected = "PNG or JPEG images of 8 bits a channel"
         raise wrong(folder, expected, received, "Repair or remove them.")
     return results
@@ -318,7 +309,7 @@ def _size_and_mode(file: Path) -> tuple[tuple[int, int], str]:
     from PIL import ExifTags, Image
 
     with Image.open(file) as image:
-        if image.mode not in GREY_MODES | COLOUR_MODES:
+        if image.mode[0] in "IF":  # 16 or 32 bits
             raise ValueError(f"Pillow's mode {image.mode}")
         on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (image.size if on_its_side else image.size[::-1]), image.mode

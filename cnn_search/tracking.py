@@ -8,6 +8,7 @@ wiped server delays nothing and loses nothing.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sqlite3
@@ -24,6 +25,9 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow  # noqa: E402
+
+for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
+    logging.getLogger(chatty).setLevel(logging.WARNING)
 import numpy as np  # noqa: E402
 from mlflow.entities import (  # noqa: E402
     Dataset as MlflowDataset,
@@ -42,7 +46,6 @@ from cnn_search.errors import TrackingError  # noqa: E402
 from cnn_search.ledger import Event, Record, Trial, read_events  # noqa: E402
 
 CHAMPION = "champion"
-SHOWN_METRICS = {"accuracy": "accuracy", "loss": "loss"}
 PATIENCE_SECONDS = 20  # for a server that does not answer when the sweep has ended
 
 

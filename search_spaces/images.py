@@ -122,6 +122,10 @@ class Space(keras_tuner.HyperModel):
         usual = flatten(next(iter(self.baselines.values())).configuration)
 
         def choose(name: str, values: Sequence[Any]) -> Any:
+            if len(values) == 1:
+                return hp.Fixed(name, values[0])
+            if isinstance(values[0], bool):  # Choice would turn them into 0 and 1
+                return hp.Boolean(name, default=usual[name])
             return hp.Choice(name, list(values), default=usual[name])
 
         return Configuration(

@@ -77,8 +77,9 @@ def draw(
     zoom = 1 + rng.uniform(-1, 1, (n, 2)) * config.zoom
     mirror = np.where((rng.random(n) < 0.5) & config.flip, -1.0, 1.0)
     angle = np.deg2rad(rng.uniform(-1, 1, n) * config.rotation)
-    window = rng.integers(-config.crop, config.crop, (n, 2), endpoint=True)
     holes = rng.integers(0, (height, width), (n, 2))
+    # the last, since how many random bits it takes depends on how wide it is
+    window = rng.integers(-config.crop, config.crop, (n, 2), endpoint=True)
     transforms = None
     if config.moves:
         # old = centre + R(angle) (zoom * mirror * (new - centre) + shift), coordinates (x, y)
@@ -114,7 +115,8 @@ def _transform(
     moved: Any = ops.image.affine_transform(
         images.astype(np.float32), transforms, interpolation="bilinear", fill_mode=fill
     )
-    return np.rint(ops.convert_to_numpy(moved)).astype(np.uint8)
+    rounded: npt.NDArray[np.uint8] = np.rint(ops.convert_to_numpy(moved)).astype(np.uint8)
+    return rounded
 
 
 def _cut(
@@ -126,7 +128,8 @@ def _cut(
     inside_rows, inside_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
     hole = inside_rows[:, :, None, None] & inside_columns[:, None, :, None]
     colour = np.rint(images.mean(axis=(1, 2), keepdims=True)).astype(np.uint8)
-    return np.where(hole, colour, images)
+    cut: npt.NDArray[np.uint8] = np.where(hole, colour, images)
+    return cut
 
 
 class Batches(keras.utils.PyDataset):

@@ -13,11 +13,11 @@ from typing import Any
 
 
 def prepare(threads: int) -> None:
-    """Import Keras, quietly, with its backend set for reproducible training.
+    """Set the backend up for reproducible training, before anything imports Keras.
 
     The same seed gives the same curve to the last digit only with the same number of threads and
     with deterministic kernels; what that costs stands in docs/design.md. Both are read when the
-    backend starts, so a second call in a process changes nothing.
+    backend starts.
 
     Args:
         threads: Threads of one training, at least 1.
@@ -26,6 +26,10 @@ def prepare(threads: int) -> None:
     os.environ["TF_NUM_INTEROP_THREADS"] = str(threads)
     os.environ["TF_DETERMINISTIC_OPS"] = "1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def load() -> None:
+    """Import Keras, without its backend's greetings on stderr."""
     with _silent_stderr():
         import keras  # noqa: F401
 

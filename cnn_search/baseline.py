@@ -59,6 +59,7 @@ def main(
 
     if list_:
         backend.prepare(1)
+        backend.load()
         rows = list(describe_baselines())
         click.echo(json.dumps(rows, indent=2) if as_json else _table(rows))
         return
@@ -68,6 +69,7 @@ def main(
             f"{name!r}. --list shows every baseline."
         )
     backend.prepare(threads or commands.usable_cores())
+    backend.load()
     result = run(
         name, which, mlruns, epochs, seed, data_dir=data_dir, train_limit=train_limit, new=new
     )

@@ -18,7 +18,6 @@ INTERRUPTED = 130
 
 def start(command: click.Command, name: str) -> None:
     """Run a command: a user's mistake is one line on stderr and exit code 2; a bug a traceback."""
-    sys.excepthook = sys.__excepthook__
     try:
         code = command.main(prog_name=f"python -m cnn_search.{name}", standalone_mode=False)
     except click.ClickException as error:

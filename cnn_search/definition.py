@@ -213,7 +213,8 @@ def _problem(file: Any, problem: Any) -> str:
     key = ".".join(where[1:] if table else where)
     received = json.dumps(problem["input"])
     if problem["type"] == "extra_forbidden":
-        known = {"training": TrainingTable, "oracle": OracleTable}.get(where[0], Definition)
+        tables: dict[str, type[BaseModel]] = {"training": TrainingTable, "oracle": OracleTable}
+        known = tables.get(where[0], Definition)
         near = difflib.get_close_matches(where[-1], known.model_fields)
         keys = near or list(known.model_fields)
         return f"{file}: {table}{key}: no such key; did you mean {', '.join(keys)}? Correct it."

@@ -188,9 +188,9 @@ class Ledger:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._lines += 1
-        event = json.loads(json.dumps(event))  # what is in memory is what a replay would read
-        self.record.apply(event)
-        return event
+        written: Event = json.loads(json.dumps(event))  # as a replay will read it
+        self.record.apply(written)
+        return written
 
     def close(self) -> None:
         """Close the file."""

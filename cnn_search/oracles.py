@@ -67,6 +67,7 @@ class _Bayesian(_InMemory, kt.BayesianOptimizationOracle):
     """Has no memory: a running trial counts as the worst so far, not by the previous fit."""
 
     recorded: dict[str, Any] | None = None
+    ongoing_trials: dict[str, Any]
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         if self.recorded is not None:  # a replay: an ask takes seconds, and is on record
@@ -74,7 +75,7 @@ class _Bayesian(_InMemory, kt.BayesianOptimizationOracle):
         return super().populate_space(trial_id)  # type: ignore[no-any-return]
 
     def _vectorize_trials(self) -> Any:
-        ongoing: dict[str, Any] = self.ongoing_trials
+        ongoing = self.ongoing_trials
         scores = [t.score for t in self.trials.values() if t.status == "COMPLETED"]
         worst = min(scores) if self.objective.direction == "max" else max(scores)
         self.ongoing_trials = {}

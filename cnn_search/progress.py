@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from cnn_search.datasets import Dataset
 from cnn_search.ledger import Event, Record, Trial
 
 PLAIN_SECONDS = 10  # at most one epoch's line in so many seconds, where there is no terminal
@@ -94,6 +95,17 @@ class Reporter:
             estimate = planned * sum(epochs) / len(epochs)
             left = estimate if left is None else min(left, estimate)
         return f"about {duration(left)} left" if left is not None else ""
+
+
+def describe_data(dataset: Dataset) -> str:
+    """Return what was loaded, and what a user should know of it, a line each."""
+    height, width, channels = dataset.input_shape
+    train, validation = len(dataset.train.labels), len(dataset.validation.labels)
+    first = (
+        f"{dataset.name}: {train:,} training and {validation:,} validation images of "
+        f"{height}x{width}x{channels}, {dataset.classes} classes; {dataset.source}"
+    )
+    return "\n".join([first, *(f"note: {note}" for note in dataset.notes)])
 
 
 def _ending(record: Record, trial: Trial, event: Event) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from cnn_search import datasets, tracking
+from cnn_search import tracking
 from cnn_search.datasets import Dataset
 from cnn_search.definition import NOT_IN_DIGEST, Definition, differences, digest
 from cnn_search.engines import InlineEngine
@@ -65,6 +65,7 @@ def find_sweep(mlruns: Path, name: str) -> Path | None:
 
 def run(
     definition: Definition,
+    dataset: Dataset,
     mlruns: Path,
     *,
     tries: Sequence[Mapping[str, Any]] = (),
@@ -76,6 +77,7 @@ def run(
 
     Args:
         definition: What to search.
+        dataset: Its images.
         mlruns: The folder of ledgers and of MLflow's own store.
         tries: Configurations of the user's own, as the next trials: values by name, on top of the
             baseline's.
@@ -87,22 +89,14 @@ def run(
         The record; `record.end` is "finished", "minutes", "exhausted", "failed" or "interrupted".
 
     Raises:
-        CnnSearchError: data, definition, ledger or tracking server are not as they should be;
-            nothing was trained.
+        CnnSearchError: definition, ledger or tracking server are not as they should be; nothing
+            was trained.
     """
-    dataset = datasets.load(
-        definition.data,
-        data_dir=definition.data_dir,
-        train_limit=definition.train_limit,
-        image_size=definition.image_size,
-    )
-    for note in dataset.notes:
-        say(f"note: {note}")
     folder = None if new else find_sweep(mlruns, definition.name)
     if folder is None:
         folder = sweeps_folder(mlruns) / f"{definition.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     sweep = _Sweep(definition, dataset, folder, tries, on_event, say)
-    store = tracking.open_store(mlruns, definition.name)
+    store = tracking.open_store(mlruns, definition.name, create=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

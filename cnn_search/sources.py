@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cnn_search import backend
 from cnn_search.errors import DataError
 
 LARGEST_SIDE = 128  # pixels; larger images of a folder are resized
@@ -146,6 +147,7 @@ def read_signs(data_dir: Path | None) -> Found:
 
 def _read_with_keras(name: str) -> Found:
     """Reads by Keras's own loader, which downloads once and keeps a cache in ~/.keras/datasets."""
+    backend.load()
     import keras
 
     patience = socket.getdefaulttimeout()
@@ -212,6 +214,8 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         with path.open("rb") as stream, read(stream) as file:
             keys = [*file]
             arrays = {key: np.asarray(file[key][()]) for key in keys if key in KNOWN_KEYS}
+    except MemoryError:
+        raise
     except Exception as error:  # numpy, zipfile and h5py raise many kinds on a damaged file
         raise wrong(path, "a whole .npz or .h5 of plain arrays", error, FETCH_AGAIN) from error
     if not arrays:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +71,24 @@ def main(
 
     from rich.console import Console
 
-    from cnn_search import backend
+    from cnn_search import backend, datasets, progress
 
-    err = Console(stderr=True)
-    err.print(f"{sweep.name}: loading Keras and the images ...", highlight=False)
     backend.prepare(threads or commands.usable_cores())
-    from cnn_search import progress, search
-
     budget = 0 if sweep.oracle.kind == "hyperband" else sweep.trials
-    reporter = progress.Reporter(err, budget, sweep.minutes)
+    reporter = progress.Reporter(Console(stderr=True), budget, sweep.minutes)
+    dataset = datasets.load(
+        sweep.data,
+        data_dir=sweep.data_dir,
+        train_limit=sweep.train_limit,
+        image_size=sweep.image_size,
+    )
+    reporter.say(progress.describe_data(dataset))
+    backend.load()
+    from cnn_search import search
+
     try:
         outcome = search.run(
-            sweep, mlruns, tries=pairs, new=new, on_event=reporter, say=reporter.say
+            sweep, dataset, mlruns, tries=pairs, new=new, on_event=reporter, say=reporter.say
         )
     finally:
         reporter.close()
@@ -90,7 +98,7 @@ def main(
     else:
         out = Console(width=None if Console().is_terminal else 120)
         progress.show_summary(out, summary)
-        for line in _what_next(sweep, outcome, mlruns, name):
+        for line in _what_next(sweep, outcome, mlruns):
             click.echo(line)
     if outcome.record.end == "interrupted":
         return commands.INTERRUPTED
@@ -120,10 +128,10 @@ def _changes(options: dict[str, Any], changes: tuple[str, ...]) -> dict[str, Any
     return given
 
 
-def _what_next(sweep: Any, outcome: Any, mlruns: Path, name: str) -> list[str]:
+def _what_next(sweep: Any, outcome: Any, mlruns: Path) -> list[str]:
     """Return the lines that say how it ended, and the next commands."""
     record, lines = outcome.record, [""]
-    again = f"python -m cnn_search.sweep {name}"
+    again = f"python -m cnn_search.sweep {shlex.join(sys.argv[1:])}"
     if record.end == "interrupted":
         lines.append(f"Interrupted; nothing is lost. The same command goes on: {again}")
     elif record.end == "minutes":

@@ -13,6 +13,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,14 +65,15 @@ class Store:
     artifacts: str | None
 
 
-def open_store(mlruns: Path, name: str) -> Store:
+def open_store(mlruns: Path, name: str, *, create: bool = False) -> Store:
     """Return the store of sweeps called `name`, and see that it answers.
 
     The user's MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME win; else it is a database and a
-    folder of artifacts in `mlruns`, made here if they are not there yet.
+    folder of artifacts in `mlruns`, made here if they may be created.
 
     Raises:
-        TrackingError: `mlruns` cannot be written, or the server does not answer.
+        TrackingError: there is no database, `mlruns` cannot be written, or the server does not
+            answer.
     """
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", name)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
@@ -79,7 +81,13 @@ def open_store(mlruns: Path, name: str) -> Store:
     if not uri:
         database = mlruns.resolve() / "mlflow.db"
         uri, artifacts = f"sqlite:///{database}", (mlruns.resolve() / "artifacts").as_uri()
-        _create(database)
+        if create:
+            _create(database)
+        elif not database.exists():
+            raise TrackingError(
+                f"{mlruns}: expected MLflow's database, mlflow.db; there is none. Run a sweep "
+                "first, or pass --mlruns."
+            )
     try:
         mlflow.set_tracking_uri(uri)
         mlflow.MlflowClient(uri).search_experiments(max_results=1)
@@ -147,22 +155,23 @@ class Follower:
 
     def _follow(self) -> None:
         delivery: _Delivery | None = None
-        waited = 0.0
+        give_up: float | None = None
         while True:
             closing = self._closing.is_set()
             try:
                 delivery = delivery or _Delivery(self.store, self.folder)
                 delivery.run()
-                self._problem, waited = "", 0.0
+                self._problem = ""
             except Exception as error:
                 # from the stored offset again: whatever was half done is found by its tags
                 delivery, self._problem = None, _first_line(error)
-            if closing and (not self._problem or waited >= PATIENCE_SECONDS):
-                return
-            pause = 1.0 if self._problem else 0.3
-            waited += pause if closing else 0.0
-            if not self._closing.wait(pause) or self._problem:
-                continue
+            if closing:
+                give_up = give_up or time.monotonic() + PATIENCE_SECONDS
+                if not self._problem or time.monotonic() > give_up:
+                    return
+                time.sleep(1)
+            else:
+                self._closing.wait(1 if self._problem else 0.3)
 
 
 class _Delivery:
@@ -221,8 +230,8 @@ class _Delivery:
             return self.runs["parent"]
         return self.runs[f"{event['trial']}-{event['attempt']}"]
 
-    def _find_or_create(self, key: str, tags: Mapping[str, str], name: str, time: float) -> bool:
-        """Set `runs[key]`; return whether the run had to be created."""
+    def _find_or_create(self, key: str, tags: Mapping[str, str], name: str, start: float) -> None:
+        """Set `runs[key]` to the run with our own tags, created now if there is none."""
         experiment = self.client.get_experiment_by_name(self.store.experiment)
         identity = (
             experiment.experiment_id
@@ -232,12 +241,9 @@ class _Delivery:
         marks = {k: v for k, v in tags.items() if k.startswith("cnn_search.")}
         query = " and ".join(f"tags.`{k}` = '{v}'" for k, v in marks.items())
         found = self.client.search_runs([identity], query, max_results=1)
-        if found:
-            self.runs[key] = found[0].info.run_id
-            return False
-        run = self.client.create_run(identity, int(time * 1000), dict(tags), name)
+        run = found[0] if found else None
+        run = run or self.client.create_run(identity, int(start * 1000), dict(tags), name)
         self.runs[key] = run.info.run_id
-        return True
 
     def _log(
         self,
@@ -246,12 +252,12 @@ class _Delivery:
         metrics: Mapping[str, float] | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
-        time: float = 0.0,
+        at: float = 0.0,
         step: int = 0,
     ) -> None:
         self.client.log_batch(
             run,
-            [Metric(k, float(v), int(time * 1000), step) for k, v in (metrics or {}).items()],
+            [Metric(k, float(v), int(at * 1000), step) for k, v in (metrics or {}).items()],
             [Param(k, str(v)) for k, v in (params or {}).items()],
             [RunTag(k, str(v)) for k, v in (tags or {}).items()],
         )
@@ -328,7 +334,7 @@ class _Delivery:
         best = max(values) if self.record.header["direction"] == "max" else min(values)
         metrics = {**event["metrics"], "epoch_seconds": event["seconds"]}
         metrics[f"best_{objective}"] = best
-        self._log(self._run_of(event), metrics=metrics, time=event["time"], step=event["epoch"])
+        self._log(self._run_of(event), metrics=metrics, at=event["time"], step=event["epoch"])
 
     def _on_done(self, event: Event) -> None:
         trial, run = self.record.trials[event["trial"]], self._run_of(event)
@@ -341,7 +347,7 @@ class _Delivery:
             f"best_{objective}": event["score"],
         }
         step = event["epochs"]
-        self._log(run, metrics=metrics, tags={"final": "true"}, time=event["time"], step=step)
+        self._log(run, metrics=metrics, tags={"final": "true"}, at=event["time"], step=step)
         for path in self._pictures(trial):
             self.client.log_artifact(run, path)
         self.client.set_terminated(run, "FINISHED", int(event["time"] * 1000))
@@ -351,7 +357,7 @@ class _Delivery:
                 self.runs["parent"],
                 metrics={f"best_{objective}": best.result["score"]},
                 tags={"best_trial": best.number},
-                time=event["time"],
+                at=event["time"],
                 step=trial.number,
             )
 

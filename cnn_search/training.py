@@ -315,7 +315,8 @@ class _Follower(keras.callbacks.Callback):
         if epochs >= self.task.epochs:
             return True
         monitor = self.setup.protocol.monitor
-        values = [epoch[monitor] for epoch in self.state.history]
+        # without validation images there is nothing to monitor
+        values = [epoch[monitor] for epoch in self.state.history if monitor in epoch]
         if not self.patience or not values:
             return False
         best = int(np.argmin(values) if monitor == "val_loss" else np.argmax(values))
@@ -327,6 +328,10 @@ class _Follower(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if logs and not math.isfinite(logs["loss"]):
             raise Diverged(f"loss became {logs['loss']} in epoch {len(self.state.history) + 1}")
+        if self.stop() == "now":
+            raise Stopped
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         if self.stop() == "now":
             raise Stopped
 

@@ -159,6 +159,10 @@ class Space(keras_tuner.HyperModel):
                 # a residual block keeps the size of its map: one with valid padding has no shortcut
                 residual = shared["residual"] and block["padding"] == "same"
                 blocks.append(BlockConfig(**{**shared, **block, "residual": residual}))
+        try:
+            fitting_blocks(NetworkConfig(tuple(blocks[:1])), self.input_shape)
+        except DefinitionError:  # a first block that does not fit keeps the size of its map
+            blocks[0] = dataclasses.replace(blocks[0], padding="same")
         head = choose("head", ("flatten", "average", "max"))
         dense_units = choose("dense_units", self.dense_units)
         with hp.conditional_scope("dense_units", [units for units in self.dense_units if units]):

@@ -1,0 +1,40 @@
+# The commands of the house. Each sets up .venv with the pinned versions first, if need be.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# set in some environments; without .pyc files, importing TensorFlow takes 20 seconds instead of 5
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: setup sweep test test-fast check ui clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "cnn_search needs Python 3.11 or newer; run make PYTHON=python3.12"'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+sweep: setup  ## the main job, on images that are on board; a few minutes on two cores
+	$(BIN)/python -m cnn_search.sweep digits
+	@echo
+	@echo "See every trial:      make ui"
+	@echo "On real photographs:  $(BIN)/python -m cnn_search.sweep cifar10"
+
+test: setup  ## everything that CI runs
+	$(BIN)/pytest
+
+test-fast: setup  ## under three minutes
+	$(BIN)/pytest -m "not slow"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+ui: setup
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,22 @@
+"""What all tests share: Keras set for one thread before anything imports it, and real data."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cnn_search import backend
+
+backend.prepare(threads=1)
+backend.load()
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Return the folder of real CIFAR-10 and SIGNS, or skip with the reason."""
+    folder = Path(os.environ.get("CNN_SEARCH_DATA_DIR", ROOT.parent / "shared" / "data"))
+    if not (folder / "cifar10.npz").exists():
+        pytest.skip(f"no cifar10.npz in {folder}; set CNN_SEARCH_DATA_DIR")
+    return folder

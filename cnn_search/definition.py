@@ -9,6 +9,8 @@ import difflib
 import hashlib
 import importlib.resources
 import json
+import math
+import re
 import tomllib
 from collections.abc import Mapping
 from importlib.resources.abc import Traversable
@@ -62,6 +64,23 @@ class OracleTable(_Table):
     over: list[str] = []
     factor: Annotated[int, Field(ge=2)] = 3
     iterations: Annotated[int, Field(ge=1)] = 1
+
+    def brackets(self, epochs: int) -> list[tuple[int, int, int]]:
+        """Return Hyperband's plan for full `epochs`: (trials, from epoch, to epoch) of each round.
+
+        As KerasTuner 1.4.8 counts; Li et al. 2018, jmlr.org/papers/v18/16-558.html.
+        """
+        most = math.floor(math.log(epochs, self.factor) + 1e-9)
+        rounds = []
+        for bracket in range(most, -1, -1):
+            start = 0
+            for left in range(bracket, -1, -1):  # promotions that still follow
+                last = math.ceil(1 + math.log(epochs, self.factor))
+                trials = math.ceil(last / (bracket + 1) * self.factor**left)
+                end = math.ceil(epochs / self.factor**left)
+                rounds.append((trials, start, end))
+                start = end
+        return rounds * self.iterations
 
     @model_validator(mode="after")
     def _check(self) -> OracleTable:
@@ -174,10 +193,13 @@ def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
             raise DefinitionError(f"--set {key}: {table} is not a table of {file.name}.")
         target[entry] = value
     if "search_space" not in content and isinstance(content.get("data"), str):
-        content["search_space"] = content["data"]
+        spaces = importlib.resources.files("search_spaces")
+        own_space = spaces.joinpath(f"{content['data']}.py").is_file()
+        content["search_space"] = content["data"] if own_space else "images"
     try:
         # JSON mode reads a TOML array as a tuple where one is wanted, and stays strict otherwise
-        return Definition.model_validate_json(json.dumps(content))
+        # (a TOML date is in no field: as a text, it is refused as any other)
+        return Definition.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
         raise DefinitionError("\n".join(_problem(file, p) for p in error.errors())) from None
 
@@ -193,8 +215,8 @@ def _find(name: str) -> tuple[Any, dict[str, Any], str]:
     if name in files:
         return files[name], {}, name
     if path.exists():
-        stem = "".join(c if c.isalnum() or c in "._-" else "_" for c in path.resolve().stem)
-        return files["images"], {"data": name}, stem
+        stem = re.sub(r"[^A-Za-z0-9._-]", "_", path.resolve().stem).lstrip("._-")
+        return files["images"], {"data": name}, stem or "images"
     near = difflib.get_close_matches(name, files) or list(files)
     raise DefinitionError(
         f"{name}: expected the name of a sweep, a TOML file, or your own images (a folder, .npz or "

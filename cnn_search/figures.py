@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def draw_curves(curve: Mapping[int, Mapping[str, float]], title: str) -> Figure:
         axes.plot(epochs, [curve[e][f"val_{metric}"] for e in epochs], "-o", color=BLUE, ms=3)
         axes.set(xlabel="epoch", ylabel="cross-entropy" if metric == "loss" else metric)
         axes.legend(["training", "validation"])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
     return figure
 
@@ -53,26 +53,31 @@ def draw_grid(
     n, height, width, channels = images.shape
     columns = math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
-    gap_y, gap_x = height * 0.55, width * 0.25
-    figure = Figure(figsize=(1.5 * columns, 1.5 * rows * 1.25), layout="constrained")
-    axes = figure.subplots()
+    # all in inches
+    side, line = 1.2 / max(height, width), 0.16
+    tall, wide = side * height, side * width
+    lines = max(caption.count("\n") + 1 for caption in captions)
+    cell_x, cell_y = 1.6, tall + lines * line + 0.2
+    figure = Figure(figsize=(columns * cell_x, rows * cell_y + 0.1))
     # one set of axes for all: 25 sets take five times as long
+    axes = figure.add_axes((0, 0, 1, 1))
     for index in range(n):
-        x, y = index % columns * (width + gap_x), index // columns * (height + gap_y)
+        middle, top = (index % columns + 0.5) * cell_x, index // columns * cell_y + 0.1
         picture = images[index] if channels == 3 else images[index, :, :, 0]
-        box = (x, x + width, y + height, y)
+        box = (middle - wide / 2, middle + wide / 2, top + tall, top)
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255, extent=box, interpolation="nearest")
         right = good is None or good[index]
         axes.text(
-            x + width / 2,
-            y + height * 1.05,
+            middle,
+            top + tall + 0.05,
             captions[index] if right else f"✗ {captions[index]}",
             ha="center",
             va="top",
             fontsize=8,
             color=BLUE if good is not None and right else "black" if right else ORANGE,
+            parse_math=False,  # a class may be called "$1 bill"
         )
-    axes.set(xlim=(-gap_x, columns * (width + gap_x)), ylim=(rows * (height + gap_y), -gap_y / 2))
+    axes.set(xlim=(0, columns * cell_x), ylim=(rows * cell_y + 0.1, 0))
     axes.set_axis_off()
     return figure
 
@@ -81,7 +86,7 @@ def draw_samples(
     images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], class_names: Sequence[str]
 ) -> Figure:
     """Draw images with their class names."""
-    return draw_grid(images, [class_names[label] for label in labels])
+    return draw_grid(images, [_short(class_names[label]) for label in labels])
 
 
 def draw_predictions(
@@ -93,10 +98,45 @@ def draw_predictions(
     """Draw images with predicted class, its probability `(n, classes)`, and the true class."""
     predicted = probabilities.argmax(axis=1)
     captions = [
-        f"{class_names[p]} {row[p]:.0%}\ntrue: {class_names[t]}"
+        f"{_short(class_names[p])} {row[p]:.0%}\ntrue: {_short(class_names[t])}"
         for p, t, row in zip(predicted, labels, probabilities, strict=True)
     ]
     return draw_grid(images, captions, list(predicted == labels))
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 16 else f"{name[:15]}…"
+
+
+def draw_trial(
+    folder: Path, curve: Mapping[int, Mapping[str, float]], title: str, class_names: Sequence[str]
+) -> tuple[list[Path], list[str]]:
+    """Draw all that a trial left behind in its folder.
+
+    Returns:
+        The files of the folder that are worth showing, and a line for each that cannot be had.
+    """
+
+    def draw_saved() -> list[Path]:
+        with np.load(folder / "predictions.npz") as saved:
+            arrays = saved["images"], saved["labels"], saved["probabilities"]
+        figure = draw_predictions(*arrays, class_names)
+        return [save(figure, folder / "validation_predictions.png")]
+
+    drawings: list[Callable[[], list[Path]]] = [
+        lambda: [save(draw_curves(curve, title), folder / "curves.png")],
+        draw_saved,
+        lambda: render_diagram(folder / "diagram.dot"),
+    ]
+    wanted = [folder / "configuration.json", folder / "summary.txt"]
+    files = [file for file in wanted if file.exists()]
+    missing = [f"{file.name} is not on the disk" for file in wanted if not file.exists()]
+    for draw in drawings:
+        try:
+            files += draw()
+        except Exception as error:  # one picture is not worth the others
+            missing.append(str(error).splitlines()[0])
+    return files, missing
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -106,9 +146,14 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def render_diagram(dot: Path) -> list[Path]:
-    """Turn a DOT file into PNG and SVG beside it; nothing where Graphviz is not installed."""
+    """Turn a DOT file into PNG and SVG beside it, and return their paths.
+
+    Raises:
+        FileNotFoundError: Graphviz is not installed.
+        subprocess.CalledProcessError: it does not understand the file.
+    """
     if shutil.which("dot") is None:
-        return []
+        raise FileNotFoundError("no diagram: Graphviz (the command dot) is not installed")
     made = [dot.with_suffix(".png"), dot.with_suffix(".svg")]
     command: list[Any] = ["dot"]
     for path in made:

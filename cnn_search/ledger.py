@@ -212,7 +212,7 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
     Raises:
         LedgerError: a line that is not the last one is damaged, or one is missing.
     """
-    number = 0
+    number, whole = 0, offset == 0
     with open(path, "rb") as file:
         file.seek(offset)
         while line := file.readline():
@@ -220,10 +220,11 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
             if event is None or (number and event["n"] != number + 1):
                 if not file.read(1):
                     return
+                where = f"line {number + 1}" if whole else f"the line at byte {offset}"
                 raise LedgerError(
-                    f"{path}: line {number + 1 if not offset else f'after byte {offset}'} is "
-                    f"damaged (expected a whole JSON object with its own check; received "
-                    f"{line[:60]!r}). Restore the file from a copy, or start anew with --new."
+                    f"{path}: {where} is damaged (expected a whole JSON object with its own check; "
+                    f"received {line[:60]!r}). Restore the file from a copy, or start anew with "
+                    "--new."
                 )
             number, offset = event["n"], offset + len(line)
             yield event, offset

@@ -302,7 +302,9 @@ def complete(space: Any, baseline: Mapping[str, Any], values: Mapping[str, Any])
     known = {n: coerce(entries[n], v) for n, v in values.items() if n in entries}
     filled = space.copy()
     filled.values = {**baseline, **{n: v for n, v in known.items() if v is not None}}
-    filled.ensure_active_values()
+    for hp in space.space:  # parents come first; KerasTuner's own filling-in is random
+        if filled.is_active(hp):
+            filled.values.setdefault(hp.name, hp.default)
     whole = {hp.name: filled.values[hp.name] for hp in space.space if filled.is_active(hp)}
     for name, value in values.items():
         if name not in entries:
@@ -325,16 +327,3 @@ def _choice(hp: Any, values: list[Any]) -> Any:
         return hp
     default = hp.default if hp.default in values else values[0]
     return kinds.Choice(hp.name, values, default=default, conditions=hp.conditions)
-
-
-def brackets(epochs: int, factor: int, iterations: int) -> list[tuple[int, int, int]]:
-    """Return Hyperband's plan: (bracket, trials, epochs each ends with) of each round, in order."""
-    oracle = _Hyperband(
-        objective=keras_tuner.Objective("val_accuracy", "max"), max_epochs=epochs, factor=factor
-    )
-    plan = [
-        (bracket, oracle._get_size(bracket, r), oracle._get_epochs(bracket, r))
-        for bracket in reversed(range(oracle._get_num_brackets()))
-        for r in range(oracle._get_num_rounds(bracket))
-    ]
-    return plan * iterations

@@ -21,12 +21,14 @@ class Reporter:
 
     Args:
         console: Where to; standard error, so that standard output has the answer alone.
-        trials: How many trials there will be; 0 if that is not known.
+        trials, epochs: How many there will be, in all.
         minutes: The sweep's limit, if it has one.
     """
 
-    def __init__(self, console: Console, trials: int, minutes: float | None) -> None:
-        self.console, self.trials, self.minutes = console, trials, minutes
+    def __init__(
+        self, console: Console, trials: int, epochs: int, minutes: float | None = None
+    ) -> None:
+        self.console, self.trials, self.epochs, self.minutes = console, trials, epochs, minutes
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -44,7 +46,8 @@ class Reporter:
 
     def close(self) -> None:
         """Take the bars away."""
-        self._bars.stop()
+        if self._bars.live.is_started:
+            self._bars.stop()
 
     def __call__(self, record: Record, event: Event) -> None:
         kind = event["kind"]
@@ -62,7 +65,7 @@ class Reporter:
             self.say(f"{event['reason']}: ending after the running {after} ...")
 
     def _name(self, trial: Trial) -> str:
-        number = f"trial {trial.number + 1}" + (f"/{self.trials}" if self.trials else "")
+        number = f"trial {trial.number + 1}/{self.trials}"
         return number + (f" (baseline {trial.baseline})" if trial.baseline else "")
 
     def _on_start(self, record: Record, trial: Trial) -> None:
@@ -89,12 +92,10 @@ class Reporter:
     def _time_left(self, record: Record) -> str:
         """Estimate what is left from the mean epoch so far: a rough guide, as networks differ."""
         epochs = [s for trial in record.trials.values() for s in trial.seconds.values()]
-        left = self.minutes * 60 - record.seconds if self.minutes else None
-        if self.trials:
-            planned = self.trials * record.definition["training"]["epochs"] - len(epochs)
-            estimate = planned * sum(epochs) / len(epochs)
-            left = estimate if left is None else min(left, estimate)
-        return f"about {duration(left)} left" if left is not None else ""
+        left = max(0, self.epochs - len(epochs)) * sum(epochs) / len(epochs)
+        if self.minutes:
+            left = min(left, self.minutes * 60 - record.seconds)
+        return f"about {duration(left)} left"
 
 
 def describe_data(dataset: Dataset) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from cnn_search import commands
 
 
-@click.group()
+@click.group(no_args_is_help=False)
 def main() -> None:
     """Look at the models that sweeps registered, and take them along."""
 
@@ -20,14 +21,14 @@ def main() -> None:
 @commands.mlruns_option()
 def list_(as_json: bool, mlruns: Path) -> None:
     """Show every registered model that has a champion."""
-    from cnn_search import tracking
+    from cnn_search import models, store
 
-    models = tracking.list_models(tracking.open_store(mlruns, ""))
+    found = models.list_models(store.open_store(mlruns, ""))
     if as_json:
-        click.echo(json.dumps(models, indent=2))
-    elif not models:
+        click.echo(json.dumps(found, indent=2))
+    elif not found:
         click.echo("No model is registered yet. Run `python -m cnn_search.sweep digits` first.")
-    for model in models if not as_json else []:
+    for model in found if not as_json else []:
         click.echo(
             f"{model['name']:15} version {model['version']}, {_score(model)}, "
             f"{model['parameters']:,} parameters, trial {model['trial']} of {model['sweep']}"
@@ -40,9 +41,9 @@ def list_(as_json: bool, mlruns: Path) -> None:
 @commands.mlruns_option()
 def show(name: str, as_json: bool, mlruns: Path) -> None:
     """Show what is known of a champion: its evidence, classes, hyperparameters, and its URI."""
-    from cnn_search import tracking
+    from cnn_search import models, store
 
-    model = tracking.show_model(tracking.open_store(mlruns, name), name)
+    model = models.show_model(store.open_store(mlruns, name), name)
     if as_json:
         click.echo(json.dumps(model, indent=2))
         return
@@ -66,15 +67,14 @@ def pull(name: str, folder: Path, mlruns: Path) -> None:
     NAME.keras opens with plain `keras.models.load_model`; it takes raw uint8 images and returns
     class probabilities.
     """
-    from cnn_search import tracking
+    from cnn_search import models, store
 
-    for path in tracking.pull_model(tracking.open_store(mlruns, name), name, folder):
+    for path in models.pull_model(store.open_store(mlruns, name), name, folder):
         click.echo(str(path))
 
 
-def _score(model: dict[str, object]) -> str:
-    name = next(key for key in model if key.startswith("val_"))
-    return f"{name} {float(str(model[name])):.4f} (evidence: {model['evidence']})"
+def _score(model: dict[str, Any]) -> str:
+    return f"{model['objective']} {model['score']:.4f} (evidence: {model['evidence']})"
 
 
 if __name__ == "__main__":

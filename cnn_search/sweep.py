@@ -66,7 +66,13 @@ def main(
         return _list(as_json)
     if name is None:
         raise click.UsageError("Missing argument NAME; --list shows the sweeps.")
-    sweep = definition.read(name, _changes(options, changes))
+    given = _changes(options, changes)
+    sweep = definition.read(name, given)
+    if sweep.oracle.kind == "hyperband" and "trials" in given:
+        raise click.UsageError(
+            "--trials: expected to be left out with hyperband, whose epochs give its trials: "
+            f"{_plan(sweep)}. Set --epochs, or --set oracle.iterations=N, or --minutes."
+        )
     pairs = [dict(commands.parse_pair(p, "--try") for p in text.split()) for text in tries]
 
     from rich.console import Console
@@ -74,8 +80,7 @@ def main(
     from cnn_search import backend, datasets, progress
 
     backend.prepare(threads or commands.usable_cores())
-    budget = 0 if sweep.oracle.kind == "hyperband" else sweep.trials
-    reporter = progress.Reporter(Console(stderr=True), budget, sweep.minutes)
+    reporter = progress.Reporter(Console(stderr=True), *_budget(sweep), sweep.minutes)
     dataset = datasets.load(
         sweep.data,
         data_dir=sweep.data_dir,
@@ -119,13 +124,25 @@ def _changes(options: dict[str, Any], changes: tuple[str, ...]) -> dict[str, Any
     """Return the options of the command line as changes of the definition."""
     keys = {"epochs": "training.epochs", "oracle": "oracle.kind"}
     given = {keys.get(k, k): v for k, v in options.items() if v is not None}
-    given |= dict(commands.parse_pair(text, "--set") for text in changes)
-    if given.get("oracle.kind") == "hyperband" and "trials" in given:
-        raise click.UsageError(
-            "--trials: expected to be left out with hyperband, whose epochs give its trials; set "
-            "--epochs, or --set oracle.iterations=N, or --minutes."
-        )
-    return given
+    return given | dict(commands.parse_pair(text, "--set") for text in changes)
+
+
+def _budget(sweep: definition.Definition) -> tuple[int, int]:
+    """Return how many trials and epochs there will be, in all."""
+    full = sweep.training.epochs
+    if sweep.oracle.kind != "hyperband":
+        return sweep.trials, sweep.trials * full
+    rounds = sweep.oracle.brackets(full)
+    trials = 1 + sum(count for count, _, _ in rounds)
+    return trials, full + sum(count * (end - start) for count, start, end in rounds)
+
+
+def _plan(sweep: definition.Definition) -> str:
+    """Return Hyperband's brackets in words, after the baseline's full trial."""
+    rounds = sweep.oracle.brackets(sweep.training.epochs)
+    trials, epochs = _budget(sweep)
+    words = [f"{count} trials from epoch {start} to {end}" for count, start, end in rounds]
+    return f"the baseline, {', '.join(words)}; {trials} trials and {epochs} epochs in all"
 
 
 def _what_next(sweep: Any, outcome: Any, mlruns: Path) -> list[str]:

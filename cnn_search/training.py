@@ -164,10 +164,10 @@ def find_space(reference: str) -> Any:
     module = module if ":" in reference or "." in module else f"search_spaces.{module}"
     try:
         return getattr(importlib.import_module(module), name or "Space")
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise DefinitionError(
             f"space: expected the name of a file in search_spaces/ or 'package.module:Class'; "
-            f"received {reference!r} ({error}). Correct `space` in the sweep's TOML file."
+            f"received {reference!r} ({error}). Correct `search_space` in the sweep's TOML file."
         ) from None
 
 

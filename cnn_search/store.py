@@ -1,0 +1,137 @@
+"""The store: where MLflow keeps what it is given, opened and seen to answer.
+
+Nothing here sets MLflow's global tracking URI: it would go into the environment, and the next store
+of this process would take it for the user's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sqlite3
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# read when mlflow is imported: no telemetry, and no two-minute waits for a dead server
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+# the jitter is drawn from Python's global generator, which seeds the weights of the trial beside it
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# it would print each run's address on stdout, with the user's password
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+import mlflow  # noqa: E402
+
+from cnn_search.errors import TrackingError  # noqa: E402
+
+for chatty in ("alembic", "mlflow.store", "mlflow.tracking.fluent"):
+    logging.getLogger(chatty).setLevel(logging.WARNING)
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # the follower says it once
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where MLflow keeps what it is given.
+
+    Attributes:
+        uri: The tracking URI, with the user's credentials if they are in it.
+        experiment: Name of the experiment.
+        artifacts: Location of the artifacts; None where the server decides.
+    """
+
+    uri: str = field(repr=False)
+    experiment: str
+    artifacts: str | None
+
+    @property
+    def address(self) -> str:
+        """The tracking URI without credentials: what may be shown and written down."""
+        return without_secrets(self.uri)
+
+    def client(self) -> mlflow.MlflowClient:
+        """Return a client of this store."""
+        return mlflow.MlflowClient(self.uri)
+
+    def experiment_id(self, client: mlflow.MlflowClient) -> str | None:
+        """Return the identity of the experiment, or None if there is none.
+
+        Raises:
+            TrackingError: the experiment was deleted; MLflow keeps its name from a new one.
+        """
+        found = client.get_experiment_by_name(self.experiment)
+        if found is None:
+            return None
+        if found.lifecycle_stage != "active":
+            raise TrackingError(
+                f"MLflow: expected the experiment {self.experiment!r} of {self.address}; received "
+                f"one that was deleted. Restore it (mlflow experiments restore --experiment-id "
+                f"{found.experiment_id}), or set MLFLOW_EXPERIMENT_NAME to another name."
+            )
+        return str(found.experiment_id)
+
+
+def open_store(mlruns: Path, name: str, *, create: bool = False) -> Store:
+    """Return the store of sweeps called `name`, and see that it answers.
+
+    The user's MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME win; else it is a database and a
+    folder of artifacts in `mlruns`, made here if they may be created.
+
+    Raises:
+        TrackingError: there is no database, `mlruns` cannot be written, the server does not answer,
+            or the experiment was deleted.
+    """
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or name
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    artifacts = None
+    if not uri:
+        database = mlruns.resolve() / "mlflow.db"
+        uri, artifacts = f"sqlite:///{database}", (mlruns.resolve() / "artifacts").as_uri()
+        if set("%?") & set(str(database)):  # SQLAlchemy takes them for its own
+            raise TrackingError(f"{database}: expected a path without % and ?. Pass --mlruns.")
+        if create:
+            _create(database)
+        elif not database.exists():
+            raise TrackingError(
+                f"{mlruns}: expected MLflow's database, mlflow.db; there is none. Run a sweep "
+                "first, or pass --mlruns."
+            )
+    store = Store(uri, experiment, artifacts)
+    try:
+        store.experiment_id(store.client())
+    except TrackingError:
+        raise
+    except Exception as error:
+        raise TrackingError(
+            f"MLflow: expected an answer from {store.address}; received {first_line(error)}. Start "
+            "the server, correct MLFLOW_TRACKING_URI, or unset it to use mlruns/."
+        ) from None
+    return store
+
+
+def _create(database: Path) -> None:
+    """Create the database in WAL mode, before anything else opens it: half the time of a write."""
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with sqlite3.connect(database) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA user_version=0")
+        connection.close()
+    except (OSError, sqlite3.Error) as error:
+        raise TrackingError(
+            f"{database.parent}: expected a folder that can be written; {first_line(error)}. "
+            "Correct it or pass --mlruns."
+        ) from None
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without the user and password of the URLs in it."""
+    return re.sub(r"://[^/\s]*@", "://", text)
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, in one line of at most 200 characters, without credentials."""
+    said = str(error).strip() or type(error).__name__
+    return without_secrets(said.splitlines()[0])[:200]

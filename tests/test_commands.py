@@ -1,0 +1,351 @@
+"""Tests of the commands a person types: real processes, what they print where, and how they end."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from cnn_search import baseline, registry, sweep, training
+from cnn_search.commands import parse_pair, usable_cores
+from cnn_search.definition import purpose, shipped
+from cnn_search.errors import DefinitionError
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ["tensorflow", "keras", "keras_tuner", "mlflow", "matplotlib", "pandas", "sklearn"]
+
+# of shared/baselines.md: what the tutorials print, all and trainable
+PARAMETERS = {
+    "cifar10/vgg_bn": (552_362, 551_466),
+    "cifar10/vgg_bn_as_coded": (552_874, 551_722),
+    "cifar10/one_conv": (226_390, 226_390),
+    "cifar10/wide_conv": (1_628_214, 1_628_214),
+    "cifar10/two_conv": (167_562, 167_562),
+    "cifar10/lenet5": (62_030, 62_018),
+    "signs/conv7": (170_438, 170_246),
+    "fashion_mnist/one_conv": (804_554, 804_554),
+    "digits/vgg_bn": (306_026, 305_130),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_server_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "CNN_SEARCH_DATA_DIR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT)
+
+
+# What answers without the heavy libraries
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "code", "said"),
+    [
+        ("sweep", ["--help"], 0, "Search for a better network than the tutorial's."),
+        ("baseline", ["--help"], 0, "Train a tutorial's model under its own protocol"),
+        ("registry", ["--help"], 0, "Look at the models that sweeps registered"),
+        ("registry", ["pull", "--help"], 0, "Write a champion's model"),
+        ("sweep", ["--list"], 0, "Handwritten digits"),
+        ("sweep", ["--list", "--json"], 0, '"digits": "Handwritten digits'),
+        ("sweep", ["digits", "--trails", "3"], 2, "error: No such option '--trails'"),
+        ("sweep", ["digits", "--trials", "many"], 2, "error: Invalid value for '--trials'"),
+        ("sweep", ["digits", "--oracle", "bayes"], 2, "expected 'random', 'grid', 'bayesian'"),
+        ("sweep", ["digits", "--set", "trials"], 2, "expected name=value; received 'trials'"),
+        ("sweep", ["broken.toml"], 2, "error: broken.toml: expected a TOML file"),
+        ("sweep", ["digitz"], 2, "Did you mean digits?"),
+        ("baseline", ["digitz"], 2, "error: baseline: expected a data set with a tutorial"),
+        ("registry", [], 2, "error: Missing command."),
+        ("registry", ["show"], 2, "error: Missing argument 'NAME'."),
+    ],
+)
+def test_what_needs_no_training_imports_nothing_heavy(
+    tmp_path: Path, command: str, arguments: list[str], code: int, said: str
+) -> None:
+    (tmp_path / "broken.toml").write_text("data = ")
+    program = textwrap.dedent(
+        f"""
+        import os, runpy, sys
+        sys.path.insert(0, {str(ROOT)!r})
+        sys.argv = ["cnn_search", *{arguments!r}]
+        os.chdir({str(tmp_path)!r})
+        code = None
+        try:
+            runpy.run_module("cnn_search.{command}", run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            code = end.code
+        print("END", code, sorted(set({HEAVY!r}) & set(sys.modules)))
+        """
+    )
+    done = python("-c", program)
+    assert done.stdout.splitlines()[-1] == f"END {code} []"
+    assert said in (done.stdout if code == 0 else done.stderr)
+    assert "Traceback" not in done.stderr
+    if code:
+        assert len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith("error: ")
+    else:
+        assert done.stderr == ""
+
+
+def test_cnn_search_lists_its_commands_and_runs_them() -> None:
+    listed = python("-m", "cnn_search")
+    assert (listed.returncode, listed.stdout) == (0, "")
+    for command in ("sweep", "baseline", "registry"):
+        assert f"cnn-search {command}" in listed.stderr
+    assert python("-m", "cnn_search", "--help").returncode == 0
+    assert python("-m", "cnn_search", "sweeps").returncode == 2
+    swept = python("-m", "cnn_search", "sweep", "--list")
+    assert (swept.returncode, swept.stderr) == (0, "")
+    assert swept.stdout == python("-m", "cnn_search.sweep", "--list").stdout
+    missing = python("-m", "cnn_search", "sweep")
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("error: Missing argument NAME; --list shows the sweeps.")
+
+
+def test_list_shows_each_sweep_with_its_purpose(capsys: pytest.CaptureFixture[str]) -> None:
+    sweep.main.main(["--list", "--json"], standalone_mode=False)
+    listed = json.loads(capsys.readouterr().out)
+    assert listed == {name: purpose(file) for name, file in shipped().items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "pair"),
+    [
+        ("training.epochs=3", ("training.epochs", 3)),
+        ("learning_rate=1e-3", ("learning_rate", 0.001)),
+        ("flip=true", ("flip", True)),
+        ("space.kernel=[3, 5]", ("space.kernel", [3, 5])),
+        ("head=average", ("head", "average")),
+        ('head="average"', ("head", "average")),
+        ("data=./my=photos", ("data", "./my=photos")),
+        ("name=", ("name", "")),
+    ],
+)
+def test_a_value_is_read_as_toml_and_else_as_a_text(text: str, pair: tuple[str, Any]) -> None:
+    assert parse_pair(text, "--set") == pair
+
+
+@pytest.mark.parametrize("text", ["epochs", "=3", ""])
+def test_a_pair_without_name_or_equals_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="--try: expected name=value; received"):
+        parse_pair(text, "--try")
+
+
+def test_usable_cores_are_those_of_this_process() -> None:
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize("where", ["--oracle", "--set", "file"])
+def test_hyperband_has_its_own_number_of_trials(tmp_path: Path, where: str) -> None:
+    # --trials was refused beside --oracle hyperband, and ignored if the TOML file chose hyperband
+    file = tmp_path / "own.toml"
+    kind = "hyperband" if where == "file" else "random"
+    file.write_text(f'data = "digits"\n[oracle]\nkind = "{kind}"\n')
+    options = {"--oracle": ["--oracle=hyperband"], "--set": ["--set=oracle.kind=hyperband"]}
+    arguments = [str(file), "--trials=5", f"--mlruns={tmp_path}", *options.get(where, [])]
+    with pytest.raises(click.UsageError, match="--trials: expected to be left out with hyperband"):
+        sweep.main.main(arguments, standalone_mode=False)
+
+
+def test_an_empty_registry_says_how_to_fill_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    registry.main.main(["list"], standalone_mode=False)
+    assert "No model is registered yet. Run `python -m cnn_search.sweep" in capsys.readouterr().out
+    registry.main.main(["list", "--json"], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out) == []
+
+
+# One real sweep, each step of it as a person would type it
+
+SWEEP = "digits --epochs 1 --train-limit 300 --threads 1".split()
+
+
+class Sweep:
+    """A folder with a sweep of two trials, and what the command said."""
+
+    def __init__(self, mlruns: Path) -> None:
+        self.mlruns = mlruns
+        self.first = self.run("--trials", "2", "--json")
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        options = [*SWEEP, "--mlruns", str(self.mlruns), *arguments]
+        return python("-m", "cnn_search.sweep", *options)
+
+    def ledger(self) -> list[dict[str, Any]]:
+        (path,) = self.mlruns.glob("sweeps/digits-*/ledger.jsonl")
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def asked(self) -> list[str]:
+        return [event["source"] for event in self.ledger() if event["kind"] == "ask"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+            patch.delenv(name, raising=False)
+        yield Sweep(tmp_path_factory.mktemp("swept") / "mlruns")
+
+
+@pytest.mark.slow
+def test_a_sweep_prints_its_result_on_stdout_and_its_progress_on_stderr(swept: Sweep) -> None:
+    assert swept.first.returncode == 0, swept.first.stderr
+    result = json.loads(swept.first.stdout)
+    assert result["ended"] == "finished"
+    assert result["trials"] == {"finished": 2}
+    assert result["epochs"] == 2
+    assert result["baseline"]["baseline"] == "vgg_bn"
+    assert result["baseline"]["parameters"] == 306_026
+    assert {row["trial"] for row in result["best"]} == {0, 1}
+    assert result["champion"] == result["best"][0]["trial"]
+    said = swept.first.stderr
+    assert "digits: 240 training and 60 validation images of 8x8x1, 10 classes" in said
+    assert "trial 1/2 (baseline vgg_bn): the tutorial's model" in said
+    assert "trial 2/2: val_accuracy " in said
+    assert "Traceback" not in said
+    assert (swept.mlruns / "mlflow.db").is_file()
+
+
+@pytest.mark.slow
+def test_the_same_command_again_prints_the_answer_without_training(swept: Sweep) -> None:
+    before = swept.ledger()
+    again = swept.run("--trials", "2")
+    assert again.returncode == 0
+    assert "This sweep was finished. To extend it: python -m cnn_search.sweep" in again.stdout
+    assert "baseline vgg_bn" in again.stdout
+    assert "models:/digits@champion" in again.stdout
+    assert "trial " not in again.stderr
+    assert swept.ledger() == before
+
+
+@pytest.mark.slow
+def test_a_larger_number_of_trials_extends_a_sweep(swept: Sweep) -> None:
+    before = swept.ledger()
+    extended = swept.run("--trials", "3", "--json")
+    assert extended.returncode == 0
+    assert json.loads(extended.stdout)["trials"] == {"finished": 3}
+    assert "trial 3/3" in extended.stderr
+    assert "trial 2/3" not in extended.stderr
+    assert swept.ledger()[: len(before)] == before
+
+
+@pytest.mark.slow
+def test_try_adds_a_configuration_of_the_users_own(swept: Sweep) -> None:
+    asked = swept.asked()
+    tried = swept.run("--trials", "2", "--try", "kernel=5 filters_1=8 learning_rate=5e-3")
+    assert tried.returncode == 0
+    assert swept.asked() == [*asked, "try"]
+    values = [event["values"] for event in swept.ledger() if event["kind"] == "ask"]
+    changed = {name: new for name, new in values[-1].items() if values[0][name] != new}
+    assert changed == {"kernel": 5, "filters_1": 8, "learning_rate": 0.005}
+    assert "learning_rate 0.005" in tried.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("kernel=4", "--try kernel=4: expected 3, 5. Correct it."),
+        ("learning_rate=7", "--try learning_rate=7: expected 0.0001 to 0.01. Correct it."),
+        ("kernels=3", "--try kernels=3: expected a hyperparameter of the space (depth, "),
+        ("momentum=0.9", "expected nothing: with the other values momentum has no effect."),
+    ],
+)
+def test_a_wrong_try_is_answered_with_what_is_allowed(
+    swept: Sweep, value: str, message: str
+) -> None:
+    before = swept.ledger()
+    if value == "kernel=4":  # the exit code, once; the rest is quicker in this process
+        tried = swept.run("--trials", "2", "--try", value)
+        assert (tried.returncode, tried.stdout) == (2, "")
+        assert tried.stderr.splitlines()[-1] == f"error: {message}"
+    else:
+        options = [*SWEEP, "--trials", "2", "--mlruns", str(swept.mlruns), "--try", value]
+        with pytest.raises(DefinitionError) as caught:
+            sweep.main.main(options, standalone_mode=False)
+        assert message in str(caught.value)
+    assert swept.ledger() == before
+
+
+@pytest.mark.slow
+def test_the_champion_is_listed_shown_and_pulled(
+    swept: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert swept.first.returncode == 0
+    mlruns = ["--mlruns", str(swept.mlruns)]
+    registry.main.main(["list", "--json", *mlruns], standalone_mode=False)
+    (model,) = json.loads(capsys.readouterr().out)
+    assert model["name"] == "digits"
+    registry.main.main(["show", "digits", *mlruns], standalone_mode=False)
+    assert "classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in capsys.readouterr().out
+    registry.main.main(["pull", "digits", "--to", str(tmp_path), *mlruns], standalone_mode=False)
+    paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert tmp_path / "digits.keras" in paths
+    assert all(path.is_file() for path in paths)
+
+
+# The baseline command
+
+
+def test_every_baseline_has_the_parameters_that_its_tutorial_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    baseline.main.main(["--list", "--json"], standalone_mode=False)
+    rows = json.loads(capsys.readouterr().out)
+    found = {
+        f"{row['data']}/{row['baseline']}": (row["parameters"], row["trainable"]) for row in rows
+    }
+    assert found == PARAMETERS
+    firsts = {row["data"]: row["baseline"] for row in reversed(rows)}
+    assert firsts == {
+        "cifar10": "vgg_bn",
+        "digits": "vgg_bn",
+        "fashion_mnist": "one_conv",
+        "signs": "conv7",
+    }
+
+
+def test_a_baseline_is_tested_once_with_its_last_and_best_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["digits", *"--epochs 1 --train-limit 300 --threads 1 --mlruns".split()]
+    command.append(str(tmp_path))
+    baseline.main.main(command, standalone_mode=False)
+    first = capsys.readouterr()
+    assert "epoch 1/1" in first.err
+    assert "digits/vgg_bn: 306,026 parameters, 1 epochs" in first.out
+    assert "trained on 270 images, validated on 30, tested once on 359" in first.out
+    for weights in ("last", "best"):
+        assert f"test, {weights} weights: accuracy " in first.out
+    assert "may differ by the epochs: 1 instead of 50" in first.out
+
+    def train(*arguments: Any) -> None:
+        raise AssertionError("the result is on record")
+
+    monkeypatch.setattr(training, "train", train)
+    baseline.main.main(command, standalone_mode=False)
+    assert capsys.readouterr() == (first.out, "")
+    baseline.main.main([*command, "--json"], standalone_mode=False)
+    result = json.loads(capsys.readouterr().out)
+    assert set(result["test"]) == {"last weights", "best weights"}
+    with pytest.raises(AssertionError, match="the result is on record"):
+        baseline.main.main([*command, "--new"], standalone_mode=False)
+
+
+def test_an_unknown_baseline_is_answered_with_those_there_are(tmp_path: Path) -> None:
+    command = ["signs", "--which", "vgg_bn", "--mlruns", str(tmp_path)]
+    with pytest.raises(DefinitionError, match="--which expected one of conv7; received 'vgg_bn'"):
+        baseline.main.main(command, standalone_mode=False)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,363 @@
+"""Tests of `cnn_search.definition`: a TOML file in, a checked definition or every problem out."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cnn_search import datasets
+from cnn_search.definition import (
+    NOT_IN_DIGEST,
+    Definition,
+    OracleTable,
+    TrainingTable,
+    differences,
+    digest,
+    purpose,
+    read,
+    shipped,
+)
+from cnn_search.errors import DefinitionError
+from cnn_search.training import OBJECTIVES, find_space
+
+WRONG = """
+data = "digits"
+trails = 5
+seed = 0
+trials = "many"
+minutes = -1
+name = "two words"
+
+[training]
+epochs = 2.5
+epoch = 3
+monitor = "loss"
+
+[oracle]
+kind = "bayes"
+
+[tuner]
+kind = "random"
+"""
+
+PROBLEMS = """
+name: expected .*match pattern.*; received "two words"
+trials: expected a valid integer; received "many"
+minutes: expected greater than 0; received -1
+seed: expected greater than or equal to 1; received 0
+[training] epochs: expected a valid integer.*; received 2.5
+[training] monitor: expected 'val_loss' or 'val_accuracy'; received "loss"
+[training] epoch: no such key; did you mean epochs?
+[oracle] kind: expected 'random', 'grid', 'bayesian' or 'hyperband'; received "bayes"
+trails: no such key; did you mean trials?
+tuner: no such key; did you mean name, data, .*, oracle, space?
+"""
+
+
+def write(folder: Path, text: str, name: str = "own.toml") -> str:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def problems(name: str, changes: dict[str, Any] | None = None) -> list[str]:
+    with pytest.raises(DefinitionError) as caught:
+        read(name, changes)
+    return str(caught.value).splitlines()
+
+
+# What is wrong with a file
+
+
+def test_all_problems_of_a_file_are_told_at_once_a_line_each(tmp_path: Path) -> None:
+    path = write(tmp_path, WRONG)
+    found = problems(path)
+    expected = PROBLEMS.strip().splitlines()
+    assert len(found) == len(expected)
+    for line in expected:
+        pattern = line.replace("[", r"\[").replace("]", r"\]").replace("?", r"\?")
+        with pytest.raises(DefinitionError, match=f"(?m)^{path}: {pattern}[.,]? ?.*$"):
+            read(path)
+    assert all(line.startswith(f"{path}: ") and line.endswith("Correct it.") for line in found)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("trial = 3", "trial: no such key; did you mean trials"),
+        ("[training]\nepoch = 3", r"\[training\] epoch: no such key; did you mean epochs"),
+        ("[oracle]\nkinds = 'grid'", r"\[oracle\] kinds: no such key; did you mean kind"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    with pytest.raises(DefinitionError, match=message):
+        read(write(tmp_path, f'data = "digits"\n{line}\n'))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("seed = 0", "seed: expected greater than or equal to 1; received 0"),
+        ("seed = 2147483648", "seed: expected less than 2147483648; received 2147483648"),
+        ("trials = 0", "trials: expected greater than or equal to 1; received 0"),
+        ("trials = true", "trials: expected a valid integer; received true"),
+        ("minutes = nan", "minutes: expected greater than 0; received NaN"),
+        ("minutes = 0", "minutes: expected greater than 0; received 0"),
+        ("keep_models = 0", "keep_models: expected greater than or equal to 1; received 0"),
+        ("train_limit = '5'", 'train_limit: expected a valid integer; received "5"'),
+        ("image_size = [3, 8]", "image_size.0: expected greater than or equal to 4; received 3"),
+        ("image_size = [8, 8, 3]", r"image_size: expected .*2 items.*; received \[8, 8, 3\]"),
+        ("objective = 'accuracy'", "objective: expected 'val_accuracy', .*; received \"accuracy\""),
+        ("training = 3", "training: expected an object; received 3"),
+        ("trials = 2026-01-31", 'trials: expected a valid integer; received "2026-01-31"'),
+        ("[training]\npatience = -1", r"\[training\] patience: expected greater than or equal"),
+        ("[training]\nclass_weights = 1", r"\[training\] class_weights: expected a valid boolean"),
+        ("[oracle]\nfactor = 1", r"\[oracle\] factor: expected greater than or equal to 2; rec"),
+        ("[oracle]\nover = 'kernel'", r"\[oracle\] over: expected a valid .*; received \"kernel\""),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected_and_received(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    path = write(tmp_path, f'data = "digits"\n{line}\n')
+    with pytest.raises(DefinitionError, match=f"^{path}: {message}") as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ['data = "digits', "data = digits", "data = 1\ndata = 2", "\x00", "[training"]
+)
+def test_a_broken_toml_is_one_line_with_its_place(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, text)
+    (line,) = problems(path)
+    assert line.startswith(f"{path}: expected a TOML file; ")
+    assert "line 1" in line or "line 2" in line or "end of document" in line
+    assert line.endswith("Correct it.")
+
+
+def test_a_toml_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_bytes('data = "Blümchen"'.encode("latin1"))
+    (line,) = problems(str(path))
+    assert line.startswith(f"{path}: expected a TOML file; ")
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "trials = 3")
+    assert f"{path}: data: expected a value; there is none. Add it." in problems(path)
+
+
+def test_grid_wants_to_know_over_what(tmp_path: Path) -> None:
+    (line,) = problems("digits", {"oracle.kind": "grid"})
+    assert "[oracle] over: expected the names of the hyperparameters that grid varies" in line
+    (line,) = problems("digits", {"oracle.over": ["kernel"]})
+    assert "[oracle] over: expected with kind 'grid' only; received kind 'random'" in line
+    grid = read("digits", {"oracle.kind": "grid", "oracle.over": ["kernel"]})
+    assert grid.oracle.over == ["kernel"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar", r"cifar: .*Did you mean cifar10\? --list shows all sweeps"),
+        ("fashion-mnist", r"Did you mean fashion_mnist\?"),
+        ("qqq", r"Did you mean cifar10, digits, fashion_mnist, images, signs\?"),
+        ("nowhere/own.toml", r"nowhere/own.toml: expected a sweep's TOML file; there is none"),
+        ("nowhere/photos", r"expected the name of a sweep, a TOML file, or your own images"),
+    ],
+)
+def test_an_unknown_sweep_is_answered_with_the_nearest(name: str, message: str) -> None:
+    with pytest.raises(DefinitionError, match=message) as caught:
+        read(name)
+    assert "\n" not in str(caught.value)
+
+
+# What the name says
+
+
+def test_a_file_names_its_sweep_and_its_data_names_the_space(tmp_path: Path) -> None:
+    own = read(write(tmp_path, 'data = "digits"', "second-try.toml"))
+    assert (own.name, own.data, own.search_space) == ("second-try", "digits", "digits")
+    named = read(write(tmp_path, 'data = "digits"\nname = "other"\nsearch_space = "images"'))
+    assert (named.name, named.search_space) == ("other", "images")
+
+
+@pytest.mark.parametrize("data", ["photos", "./photos", "/data/photos.npz", "photos/"])
+def test_data_without_a_space_of_its_own_is_searched_as_any_images(
+    tmp_path: Path, data: str
+) -> None:
+    # data = "./photos" used to end in a traceback of importlib's, about a relative import
+    assert read(write(tmp_path, f'data = "{data}"')).search_space == "images"
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz", "h5"])
+def test_a_users_images_are_swept_as_images_toml_says_under_their_own_name(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / ("my photos" if kind == "folder" else f"my photos.{kind}")
+    if kind == "folder":
+        path.mkdir()
+    else:
+        np.savez(path.with_suffix(""), x=np.zeros((1, 8, 8)), y=np.zeros(1))
+        path.with_suffix(".npz").rename(path)
+    own, images = read(str(path)), read("images")
+    assert (own.name, own.data, own.search_space) == ("my_photos", str(path), "images")
+    changed = [line.partition(":")[0] for line in differences(images.as_json(), own.as_json())]
+    assert changed == ["name", "data"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("Blümchen", "Bl_mchen"), ("_new", "new"), ("(2) photos", "2__photos"), ("写真", "images")],
+)
+def test_a_folder_of_any_name_gives_a_sweep_a_name_that_is_safe(
+    tmp_path: Path, folder: str, name: str
+) -> None:
+    # these folders were refused, as their names are no names of a sweep
+    (tmp_path / folder).mkdir()
+    assert read(str(tmp_path / folder)).name == name
+
+
+def test_a_shipped_sweep_wins_over_a_folder_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert read("digits").data == "digits"
+    assert read("./digits").search_space == "images"
+
+
+# Changes by options
+
+
+def test_changes_lie_on_top_of_the_file() -> None:
+    plain = read("digits")
+    changed = read(
+        "digits",
+        {"training.epochs": 3, "oracle.kind": "bayesian", "trials": 5, "space.kernel": [3, 5]},
+    )
+    assert differences(plain.as_json(), changed.as_json()) == [
+        "trials: 10 -> 5",
+        "training.epochs: 20 -> 3",
+        'oracle.kind: "random" -> "bayesian"',
+        "space.kernel: null -> [3, 5]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("training.epoch", r"\[training\] epoch: no such key; did you mean epochs"),
+        ("trainin.epochs", "trainin: no such key; did you mean training"),
+        ("data.epochs", "--set data.epochs: data is not a table of digits.toml"),
+        ("epochs", "epochs: no such key"),
+    ],
+)
+def test_a_change_of_what_is_not_there_is_refused(key: str, message: str) -> None:
+    with pytest.raises(DefinitionError, match=message):
+        read("digits", {key: 3})
+
+
+def test_a_definition_cannot_be_changed_after_it_was_checked() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        read("digits").trials = 3  # type: ignore[misc]
+
+
+# The digest
+
+OTHERS: dict[str, Any] = {  # of every field another value than digits.toml's
+    "name": "other",
+    "data": "signs",
+    "search_space": "images",
+    "data_dir": "/data",
+    "train_limit": 100,
+    "image_size": [8, 8],
+    "objective": "val_loss",
+    "seed": 2,
+    "trials": 99,
+    "minutes": 5.0,
+    "baselines": ["all"],
+    "keep_models": 9,
+    "training.epochs": 3,
+    "training.patience": 2,
+    "training.monitor": "val_accuracy",
+    "training.weights": "last",
+    "training.class_weights": True,
+    "training.checkpoint_seconds": 1.0,
+    "oracle.kind": "bayesian",
+    "oracle.over": ["kernel"],
+    "oracle.factor": 4,
+    "oracle.iterations": 2,
+    "space": {"kernel": 3},
+}
+
+
+def with_other(key: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    old = read("digits").as_json()
+    new = copy.deepcopy(old)
+    table, _, entry = key.rpartition(".")
+    (new[table] if table else new)[entry] = OTHERS[key]
+    return old, new
+
+
+def test_the_list_of_fields_is_complete() -> None:
+    tables = {"training": TrainingTable, "oracle": OracleTable}
+    fields = {name for name in Definition.model_fields if name not in tables}
+    fields |= {f"{name}.{key}" for name, table in tables.items() for key in table.model_fields}
+    assert set(OTHERS) == fields
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_the_digest_ignores_how_long_a_sweep_runs_and_where_its_data_lies_alone(key: str) -> None:
+    old, new = with_other(key)
+    assert old != new
+    ignored = {"trials", "minutes", "data_dir", "keep_models"}
+    assert (digest(old) == digest(new)) is (key in ignored)
+    assert ignored == NOT_IN_DIGEST
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_differences_name_what_changed(key: str) -> None:
+    old, new = with_other(key)
+    (line,) = differences(old, new)
+    assert line.startswith(f"{key}.kernel: null -> 3" if key == "space" else f"{key}: ")
+    assert differences(old, old) == []
+
+
+def test_the_digest_depends_on_values_and_not_on_their_order() -> None:
+    content = read("digits").as_json()
+    assert digest(dict(reversed(content.items()))) == digest(content)
+    # it stands in ledgers: computed in another way, it would keep every old sweep from going on
+    assert digest({"seed": 1, "trials": 3, "name": "a"}) == (
+        "596e6db07df821db5f88c70f2cb544a73e7e5ba8b7f4527ea23572b26c46bfd3"
+    )
+
+
+# What is shipped
+
+
+def test_the_shipped_sweeps_are_listed_by_name() -> None:
+    assert list(shipped()) == ["cifar10", "digits", "fashion_mnist", "images", "signs"]
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_sweep_is_valid_and_what_it_names_exists(name: str) -> None:
+    sweep = read(name)
+    assert sweep.name == name
+    assert sweep.data in datasets.DATASETS or name == "images"
+    assert sweep.objective in OBJECTIVES
+    baselines = find_space(sweep.search_space).baselines
+    assert set(sweep.baselines) <= {*baselines, "all"}
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_sweep_says_its_purpose_in_its_first_line(name: str) -> None:
+    first = shipped()[name].read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ")
+    assert purpose(shipped()[name]) == first[2:]
+    assert 20 < len(first) <= 120

@@ -1,0 +1,267 @@
+"""Oracles: one contract over all four, and what is particular to each."""
+
+import json
+
+import keras_tuner
+import pytest
+from keras_tuner import oracles as kt
+
+from cnn_search.definition import OracleTable
+from cnn_search.errors import DefinitionError, LedgerError
+from cnn_search.oracles import Ask, Oracle, complete, narrow, outside
+from cnn_search.training import Protocol
+from search_spaces.digits import Space
+
+KINDS = ["random", "grid", "bayesian", "hyperband"]
+OVER = ["filters_1", "dense_units"]
+
+
+def whole_space():
+    return Space((8, 8, 1), 10, 100, Protocol(epochs=4)).hyperparameters()
+
+
+def small_space():
+    """Four hyperparameters vary, one of them under a condition."""
+    fixed = {
+        hp.name: hp.default
+        for hp in whole_space().space
+        if hp.name not in ("filters_1", "dense_units", "optimiser", "momentum", "learning_rate")
+    }
+    return narrow(whole_space(), fixed)
+
+
+def make(kind: str, seed: int = 3, space=None) -> Oracle:
+    over = OVER if kind == "grid" else []
+    space = space or (narrow(whole_space(), {}, over) if kind == "grid" else small_space())
+    return Oracle(
+        OracleTable(kind=kind, over=over),
+        space,
+        objective="val_accuracy",
+        epochs=4,
+        trials=12,
+        seed=seed,
+    )
+
+
+def score(ask: Ask) -> float:
+    """A made-up score that depends on the values alone."""
+    return ask.values["filters_1"] / 200 + ask.values["dense_units"] / 1000
+
+
+def run(oracle: Oracle, trials: int) -> list[Ask]:
+    """Ask and tell in turn, each third trial failing; until nothing is left."""
+    asks: list[Ask] = []
+    for number in range(trials):
+        ask = oracle.ask(number)
+        if ask is None:
+            break
+        asks.append(ask)
+        oracle.tell(number, ask.values, None if number % 3 == 2 else score(ask))
+    return asks
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_seed_asks_the_same_and_another_seed_something_else(kind):
+    first, again, other = run(make(kind), 9), run(make(kind), 9), run(make(kind, seed=4), 9)
+    assert len(first) >= 8
+    assert first == again
+    assert (first == other) == (kind == "grid")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cut", [1, 4, 8])
+def test_a_replay_goes_on_as_if_it_had_never_been_cut(kind, cut):
+    undisturbed = run(make(kind), 9)
+    oracle = make(kind)
+    for number, ask in enumerate(undisturbed[:cut]):
+        recorded = json.loads(json.dumps([ask.values, ask.oracle]))
+        oracle.ask_again(number, *recorded)
+        oracle.tell(number, recorded[0], None if number % 3 == 2 else score(ask))
+    rest = []
+    for number in range(cut, len(undisturbed)):
+        ask = oracle.ask(number)
+        assert ask is not None
+        rest.append(ask)
+        oracle.tell(number, ask.values, None if number % 3 == 2 else score(ask))
+    assert rest == undisturbed[cut:]
+
+
+@pytest.mark.parametrize("kind", ["random", "grid", "hyperband"])
+def test_a_record_that_the_oracle_would_not_have_asked_is_refused(kind):
+    oracle = make(kind)
+    ask = make(kind).ask(0)
+    assert ask is not None
+    changed = {**ask.values, "filters_1": 8 if ask.values["filters_1"] != 8 else 16}
+    with pytest.raises(LedgerError, match="expected the answer on record for trial 0"):
+        oracle.ask_again(0, changed, ask.oracle)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_are_plain_and_have_no_entries_of_the_oracle(kind):
+    for ask in run(make(kind), 6):
+        assert json.loads(json.dumps(ask.values)) == ask.values
+        assert not [name for name in ask.values if name.startswith("tuner/")]
+        assert outside(small_space() if kind != "grid" else whole_space(), ask.values) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_failures_in_a_row_do_not_end_the_search(kind):
+    oracle = make(kind)
+    for number in range(5):
+        ask = oracle.ask(number)
+        assert ask is not None
+        oracle.tell(number, ask.values, None)
+
+
+@pytest.mark.parametrize("kind", ["random", "bayesian", "hyperband"])
+def test_a_trial_of_somebody_else_is_taken_in_as_a_finished_one(kind):
+    baseline = Space((8, 8, 1), 10, 100, Protocol(4)).baseline_values("vgg_bn")
+    oracle = make(kind)
+    assert not oracle.starts_with(baseline)
+    oracle.tell(0, baseline, 0.5)
+    asks = [oracle.ask(number) for number in range(1, 4)]
+    assert all(ask is not None and ask.values != baseline for ask in asks)
+    assert oracle.keras_tuner.trials["0000"].score == 0.5
+
+
+def test_a_trial_outside_the_narrowed_space_is_not_told():
+    oracle = make("bayesian", space=narrow(whole_space(), {"optimiser": "sgd"}))
+    baseline = Space((8, 8, 1), 10, 100, Protocol(4)).baseline_values("vgg_bn")
+    oracle.tell(0, baseline, 0.5)
+    assert oracle.keras_tuner.trials == {}
+
+
+def test_grid_begins_with_the_baseline_and_visits_every_combination_once():
+    baseline = Space((8, 8, 1), 10, 100, Protocol(4)).baseline_values("vgg_bn")
+    oracle = make("grid")
+    assert oracle.starts_with(baseline)
+    asks = run(oracle, 100)
+    assert asks[0].values == baseline
+    seen = {(ask.values["filters_1"], ask.values["dense_units"]) for ask in asks}
+    assert len(asks) == len(seen) == 5 * 4
+    assert not oracle.idle
+
+
+def test_hyperband_promotes_the_better_half_and_names_their_parents():
+    oracle = make("hyperband")
+    asks = []
+    for number in range(100):
+        ask = oracle.ask(number)
+        if ask is None:
+            break
+        asks.append(ask)
+        oracle.tell(number, ask.values, score(ask))
+    assert not oracle.idle
+    planned = OracleTable(kind="hyperband").brackets(4)
+    assert len(asks) == sum(trials for trials, _, _ in planned)
+    promoted = [ask for ask in asks if ask.parent is not None]
+    assert promoted
+    for ask in promoted:
+        parent = asks[ask.parent]
+        assert ask.values == parent.values
+        assert (parent.epochs or 0) < (ask.epochs or 0) <= 4
+
+
+def test_hyperband_waits_while_a_promotion_hangs_on_running_trials():
+    oracle = make("hyperband")
+    number = 0
+    while (ask := oracle.ask(number)) is not None:
+        number += 1
+        assert number < 50
+    assert ask is None
+    assert oracle.idle
+
+
+@pytest.mark.parametrize(("epochs", "trials", "total"), [(9, 23, 75), (27, 70, 375)])
+def test_hyperbands_plan_is_known_before_it_begins(epochs, trials, total):
+    plan = OracleTable(kind="hyperband").brackets(epochs)
+    assert sum(count for count, _, _ in plan) == trials
+    assert sum(count * (end - start) for count, start, end in plan) == total
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_hyperbands_plan_is_kerastuners(factor):
+    objective = keras_tuner.Objective("val_accuracy", "max")
+    for epochs in range(1, 82):
+        oracle = kt.HyperbandOracle(objective=objective, max_epochs=epochs, factor=factor)
+        plan = [
+            (
+                oracle._get_size(bracket, number),
+                oracle._get_epochs(bracket, number - 1) if number else 0,
+                oracle._get_epochs(bracket, number),
+            )
+            for bracket in reversed(range(oracle._get_num_brackets()))
+            for number in range(oracle._get_num_rounds(bracket))
+        ]
+        assert OracleTable(kind="hyperband", factor=factor).brackets(epochs) == plan
+
+
+def test_bayesian_has_no_memory_of_what_is_running():
+    """A running trial counts as the worst so far, so that the next ask follows from the record."""
+    told = run(make("bayesian"), 7)
+    with_fit, without_fit = make("bayesian"), make("bayesian")
+    for number, ask in enumerate(told):
+        for oracle in (with_fit, without_fit):
+            oracle.ask_again(number, ask.values, ask.oracle)
+            if number < 6:
+                oracle.tell(number, ask.values, score(ask))
+    with_fit.ask(7)  # fits its model: the other oracle never did
+    without_fit.ask_again(7, with_fit.keras_tuner.trials["0007"].hyperparameters.values, {})
+    assert with_fit.ask(8) == without_fit.ask(8)
+
+
+def test_narrowing_fixes_and_lists_values():
+    space = narrow(
+        whole_space(),
+        {"optimiser": "sgd", "filters_1": [32, 64], "dropout_1": 0, "residual": True},
+    )
+    entries = {hp.name: hp for hp in space.space}
+    assert list(entries["filters_1"].values) == [32, 64]
+    assert list(entries["optimiser"].values) == ["sgd"]
+    assert list(entries["dropout_1"].values) == [0.0]
+    assert list(entries["residual"].values) == [True]
+    oracle = Oracle(OracleTable(), space, objective="val_accuracy", epochs=2, trials=5, seed=1)
+    for number in range(5):
+        ask = oracle.ask(number)
+        assert ask is not None
+        assert ask.values["optimiser"] == "sgd"
+        assert "sgd_learning_rate" in ask.values
+        assert "learning_rate" not in ask.values
+
+
+def test_narrowing_says_all_that_is_wrong_at_once():
+    with pytest.raises(DefinitionError) as error:
+        narrow(whole_space(), {"filter_1": 3, "filters_1": [33], "learning_rate": 5})
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3
+    assert "[space] filter_1: no such hyperparameter" in lines[0]
+    assert "[space] filters_1: expected 8, 16, 32, 64, 128; received [33]" in lines[1]
+    assert "[space] learning_rate: expected 0.0001 to 0.01; received [5]" in lines[2]
+
+
+def test_a_configuration_of_ones_own_is_completed_from_the_baseline():
+    space = Space((8, 8, 1), 10, 100, Protocol(4))
+    baseline = space.baseline_values("vgg_bn")
+    values = complete(whole_space(), baseline, {"depth": 4, "filters_4": 8, "optimiser": "sgd"})
+    assert values["filters_4"] == 8
+    assert values["momentum"] == 0.9
+    assert "learning_rate" not in values
+    assert {
+        k: v for k, v in values.items() if k in baseline and k not in ("depth", "optimiser")
+    } == {k: v for k, v in baseline.items() if k not in ("depth", "optimiser", "learning_rate")}
+    assert outside(whole_space(), values) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"filter": 3}, "expected a hyperparameter of the space"),
+        ({"filters_1": 33}, "expected 8, 16, 32, 64, 128"),
+        ({"filters_4": 8}, "with the other values filters_4 has no effect"),
+        ({"residual": 1}, "expected true, false"),
+    ],
+)
+def test_a_wrong_configuration_of_ones_own_is_refused(values, message):
+    baseline = Space((8, 8, 1), 10, 100, Protocol(4)).baseline_values("vgg_bn")
+    with pytest.raises(DefinitionError, match=message):
+        complete(whole_space(), baseline, values)

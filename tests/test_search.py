@@ -1,0 +1,228 @@
+"""The loop: one sweep in this process, its budgets, its order, and its end."""
+
+import os
+import threading
+
+import pytest
+
+from cnn_search import datasets, definition, search
+from cnn_search.errors import DefinitionError, LedgerError
+from cnn_search.ledger import read_events, read_record
+from search_spaces.images import Space
+
+# quick to build and to train: one block of eight filters
+TINY = {
+    "depth": 1,
+    "convolutions": 1,
+    "residual": False,
+    "filters_1": [8, 16],
+    "padding_1": "same",
+    "pooling_1": "max",
+    "stride": 1,
+    "dense_units": [0, 64],
+    "batch_size": 128,
+}
+# a baseline is no point of this narrowed space, and is trained all the same
+SMALL = {"training.epochs": 2, "trials": 3, "space": TINY}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return datasets.load("digits", train_limit=200)
+
+
+def run(tmp_path, dataset, changes=(), **options):
+    sweep = definition.read("digits", {**SMALL, **dict(changes)})
+    return search.run(sweep, dataset, tmp_path / "mlruns", **options)
+
+
+def kinds(outcome):
+    return [event["kind"] for event, _ in read_events(outcome.folder / "ledger.jsonl")]
+
+
+def asks(outcome):
+    events = read_events(outcome.folder / "ledger.jsonl")
+    return [event for event, _ in events if event["kind"] == "ask"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, digits):
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, run(folder, digits)
+
+
+def test_trial_0_is_the_baseline_and_the_rest_the_oracles(finished):
+    _, outcome = finished
+    assert [(ask["source"], ask["baseline"]) for ask in asks(outcome)] == [
+        ("baseline", "vgg_bn"),
+        ("oracle", ""),
+        ("oracle", ""),
+    ]
+    assert outcome.record.end == "finished"
+    assert outcome.undelivered == ""
+    assert kinds(outcome)[:3] == ["sweep", "session", "ask"]
+    assert kinds(outcome)[-2:] == ["champion", "end"]
+    assert outcome.record.champion == outcome.record.ranking()[0].number
+
+
+def test_only_the_best_keep_their_weights_and_nobody_a_checkpoint(tmp_path, digits):
+    outcome = run(tmp_path, digits, {"keep_models": 1})
+    models = list(outcome.folder.glob("trials/*/model.keras"))
+    assert [path.parent.name for path in models] == [f"{outcome.record.champion:04d}"]
+    assert list(outcome.folder.glob("trials/*/checkpoint.npz")) == []
+
+
+def test_a_finished_sweep_answers_without_training_and_more_trials_extend_it(
+    tmp_path, digits, monkeypatch
+):
+    first = run(tmp_path, digits)
+    before = (first.folder / "ledger.jsonl").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("cnn_search.engines.train", None)
+        again = run(tmp_path, digits)
+    assert again.already
+    assert (first.folder / "ledger.jsonl").read_bytes() == before
+    longer = run(tmp_path, digits, {"trials": 4})
+    assert longer.folder == first.folder
+    assert len(longer.record.trials) == 4
+    whole = run(tmp_path / "at once", digits, {"trials": 4})
+    assert [ask["values"] for ask in asks(longer)] == [ask["values"] for ask in asks(whole)]
+
+
+def test_another_definition_needs_new_and_the_difference_is_named(tmp_path, digits):
+    first = run(tmp_path, digits, {"training.epochs": 1, "trials": 1})
+    with pytest.raises(LedgerError, match=r"received seed: 1 -> 2; training\.epochs: 1 -> 2\. "):
+        run(tmp_path, digits, {"seed": 2})
+    another = run(tmp_path, digits, {"seed": 2, "training.epochs": 1, "trials": 1}, new=True)
+    assert another.folder != first.folder
+
+
+def test_other_images_are_refused(finished):
+    folder, _ = finished
+    with pytest.raises(LedgerError, match="expected the images it was started with"):
+        run(folder, datasets.load("digits", train_limit=210))
+
+
+def test_a_second_driver_is_refused(finished, digits):
+    folder, outcome = finished
+    with (
+        search.hold(outcome.folder),
+        pytest.raises(LedgerError, match="expected to be its only driver"),
+    ):
+        run(folder, digits, {"trials": 9})
+
+
+def test_a_configuration_of_ones_own_is_the_next_trial_also_of_a_finished_sweep(tmp_path, digits):
+    run(tmp_path, digits, {"trials": 2})
+    mine = {"depth": 1, "filters_1": 16, "optimiser": "sgd"}
+    outcome = run(tmp_path, digits, {"trials": 2}, tries=[mine])
+    ask = asks(outcome)[2]
+    assert (ask["source"], ask["values"]["filters_1"], ask["values"]["momentum"]) == (
+        "try",
+        16,
+        0.9,
+    )
+    assert outcome.record.trials[2].status == "finished"
+
+
+def test_all_baselines_go_first_if_all_are_asked_for(tmp_path, digits):
+    with pytest.raises(DefinitionError, match="expected some of vgg_bn; received 'one_conv'"):
+        run(tmp_path, digits, {"baselines": ["one_conv"]})
+    outcome = run(tmp_path, digits, {"baselines": ["all"], "trials": 1})
+    assert [ask["baseline"] for ask in asks(outcome)] == ["vgg_bn"]
+
+
+def test_hyperband_trains_what_its_brackets_say_and_goes_on_from_the_parent(tmp_path, digits):
+    outcome = run(tmp_path, digits, {"oracle.kind": "hyperband", "training.epochs": 3})
+    record = outcome.record
+    assert record.end == "finished"
+    promoted = [trial for trial in record.trials.values() if trial.parent is not None]
+    assert promoted
+    for trial in promoted:
+        parent = record.trials[trial.parent]
+        assert min(trial.curve) == parent.epochs + 1
+        assert max(trial.curve) == trial.epochs
+        assert (trial.values, trial.seed) == (parent.values, parent.seed)
+    assert all(trial.epochs == 3 for trial in record.ranking())
+    assert list(outcome.folder.glob("trials/*/checkpoint.npz")) == []
+
+
+def test_grid_asks_for_the_baseline_itself(tmp_path, digits):
+    changes = {"oracle.kind": "grid", "oracle.over": ["filters_1"], "space": {}, "trials": 2}
+    outcome = run(tmp_path, digits, {**changes, "training.epochs": 1})
+    assert [(ask["source"], ask["baseline"]) for ask in asks(outcome)] == [
+        ("oracle", "vgg_bn"),
+        ("oracle", ""),
+    ]
+
+
+def test_minutes_end_after_the_running_epoch_and_more_minutes_go_on(tmp_path, digits):
+    changes = {"training.epochs": 400, "trials": 1, "space": {}}
+    outcome = run(tmp_path, digits, {**changes, "minutes": 0.1})
+    assert outcome.record.end == "minutes"
+    trial = outcome.record.trials[0]
+    assert trial.status == "stopped"
+    assert 0 < len(trial.curve) < 400
+    assert (outcome.folder / "trials/0000/checkpoint.npz").exists()
+    same = run(tmp_path, digits, {**changes, "minutes": 0.1})
+    assert same.already
+    more = run(tmp_path, digits, {**changes, "minutes": 0.25})
+    epochs = sorted(more.record.trials[0].curve)
+    assert epochs == list(range(1, len(epochs) + 1))
+    assert len(epochs) > len(trial.curve)
+    assert more.record.trials[0].attempt == 2
+
+
+def test_failures_are_kept_with_their_reason_and_the_search_goes_on(tmp_path, digits, monkeypatch):
+    real = Space.fit
+
+    def fit(self, hp, model, x, y, **options):
+        if hp.values["depth"] == 1:  # not the baseline
+            model.optimizer.learning_rate = 1e30
+        return real(self, hp, model, x, y, **options)
+
+    monkeypatch.setattr(Space, "fit", fit)
+    constant = {**TINY, "schedule": "constant"}
+    outcome = run(tmp_path, digits, {"space": constant})
+    assert [trial.status for trial in outcome.record.trials.values()] == [
+        "finished",
+        "failed",
+        "failed",
+    ]
+    failure = outcome.record.trials[1].failure
+    assert failure["reason"] == "diverged"
+    assert "became" in failure["message"]
+    assert outcome.record.champion == 0
+
+
+def test_a_sweep_in_which_everything_fails_ends_early_and_says_so(tmp_path, digits, monkeypatch):
+    def build(self, hp):
+        raise RuntimeError("no such layer\nmore of it")
+
+    monkeypatch.setattr("search_spaces.images.Space.build", build)
+    outcome = run(tmp_path, digits, {"trials": 30})
+    assert outcome.record.end == "failed"
+    assert len(outcome.record.trials) == search.GIVE_UP_AFTER
+    failure = outcome.record.trials[0].failure
+    assert failure["reason"] == "error"
+    assert failure["message"] == "RuntimeError: no such layer"
+    assert "test_search.py" in failure["traceback"]
+
+
+def test_a_signal_ends_the_sweep_cleanly_and_the_same_call_goes_on(tmp_path, digits):
+    changes = {"trials": 1, "training.epochs": 15}
+    seen = threading.Event()
+
+    def on_event(record, event):
+        if event["kind"] == "epoch" and not seen.is_set():
+            seen.set()
+            os.kill(os.getpid(), 2)
+
+    outcome = run(tmp_path, digits, changes, on_event=on_event)
+    assert outcome.record.end == "interrupted"
+    assert outcome.record.trials[0].status == "stopped"
+    assert outcome.record.champion is None
+    again = run(tmp_path, digits, changes)
+    assert again.record.end == "finished"
+    assert again.record.trials[0].attempt == 2
+    assert read_record(again.folder / "ledger.jsonl") == again.record

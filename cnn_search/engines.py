@@ -6,9 +6,12 @@ one thread of this process ("inline"), so that the driver can write and answer m
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import queue
+import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from cnn_search.datasets import Dataset
@@ -64,3 +67,27 @@ class InlineEngine:
                 self.events.put((kind, {**which, **fields}))
 
             train(task, self._setup, self._dataset, emit, lambda: self._stop)
+
+
+@contextlib.contextmanager
+def interruptible(engine: InlineEngine) -> Iterator[None]:
+    """Turn the first Ctrl-C, or SIGTERM, into an event; a second one is a KeyboardInterrupt.
+
+    A handler that raised could cut the writing of a ledger line in two.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def interrupt(number: int, frame: Any) -> None:
+        signal.signal(number, signal.default_int_handler)
+        engine.events.put(("interrupt", {}))
+
+    try:
+        for number in before:
+            signal.signal(number, interrupt)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

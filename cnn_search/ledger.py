@@ -18,6 +18,7 @@ without it, `n` counts the lines: a line that was changed or lost is noticed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -26,6 +27,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock, Timeout
 
 from cnn_search.errors import LedgerError
 
@@ -147,7 +150,7 @@ class Record:
 
 
 class Ledger:
-    """The open record of a sweep; one driver at a time holds it (see `search.hold`).
+    """The open record of a sweep; one driver at a time holds it (see `hold`).
 
     Args:
         path: The file, which need not exist yet.
@@ -247,3 +250,36 @@ def read_record(path: Path) -> Record:
     for event, _ in read_events(path):
         record.apply(event)
     return record
+
+
+def sweeps_folder(mlruns: Path) -> Path:
+    """Return where the folders of all sweeps are."""
+    return mlruns / "sweeps"
+
+
+def find_sweep(mlruns: Path, name: str) -> Path | None:
+    """Return the folder of the newest sweep of this name, or None."""
+    folders = sorted(sweeps_folder(mlruns).glob(f"{name}-[0-9]*/ledger.jsonl"))
+    folders = [f for f in folders if f.parent.name.rsplit("-", 2)[0] == name]
+    return folders[-1].parent if folders else None
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Hold a sweep's folder, so that no second driver writes to it.
+
+    Raises:
+        LedgerError: another process holds it.
+    """
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise LedgerError(
+            f"{folder}: expected to be its only driver; another process holds it. Wait for that "
+            "one or stop it; or start another sweep with --new."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

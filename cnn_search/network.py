@@ -5,10 +5,12 @@ The configurations are frozen dataclasses: they can be compared, hashed and writ
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import keras
+import numpy as np
 from keras import layers
 
 from cnn_search.errors import DefinitionError
@@ -130,16 +132,25 @@ def _side_after(block: BlockConfig, side: int) -> int:
     return pooled(side) if block.pooling_place == "end" else side
 
 
-def build_network(network: NetworkConfig, input_shape: Shape, classes: int) -> Any:
+def build_network(
+    network: NetworkConfig, input_shape: Shape, classes: int, seed: int | None = None
+) -> Any:
     """Build an uncompiled `keras.Model`: uint8 images `(n, *input_shape)` to probabilities.
 
     Blocks that do not fit `input_shape` are left out, from the end (see `fitting_blocks`). The
     output is float32 `(n, classes)`; rows sum to 1.
 
+    Args:
+        network: What to build.
+        input_shape: (height, width, channels) of the images.
+        classes: How many there are.
+        seed: Of the first weights and of dropout. Without one, Keras draws from Python's global
+            generator, from which any other thread may draw too.
+
     Raises:
         DefinitionError: the first block does not fit.
     """
-    blocks = fitting_blocks(network, input_shape)
+    blocks, seeds = fitting_blocks(network, input_shape), _seeds(seed)
     inputs = keras.Input(input_shape, dtype="uint8", name="image")
     scale = [1 / (255 * deviation) for deviation in network.pixel_deviation]
     offset = [
@@ -156,13 +167,33 @@ def build_network(network: NetworkConfig, input_shape: Shape, classes: int) -> A
         borders = tuple((side // 2, side - side // 2) for side in missing)
         x = layers.ZeroPadding2D(borders, name="pad")(x)
     for index, block in enumerate(blocks, 1):
-        x = _add_block(x, network, block, f"block{index}")
-    x = _add_head(x, network)
-    outputs = layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities")(x)
+        x = _add_block(x, network, block, f"block{index}", seeds)
+    x = _add_head(x, network, seeds)
+    outputs = layers.Dense(
+        classes,
+        activation="softmax",
+        kernel_initializer=_initialiser(network.dense_initialiser, seeds),
+        dtype="float32",
+        name="probabilities",
+    )(x)
     return keras.Model(inputs, outputs, name="cnn")
 
 
-def _add_block(x: Any, network: NetworkConfig, block: BlockConfig, name: str) -> Any:
+def _seeds(seed: int | None) -> Iterator[int | None]:
+    rng = np.random.default_rng(seed)
+    while True:
+        yield None if seed is None else int(rng.integers(1, 2**31))
+
+
+def _initialiser(name: str, seeds: Iterator[int | None]) -> Any:
+    plain = keras.initializers.get(name)
+    config = plain.get_config()
+    return type(plain).from_config({**config, "seed": next(seeds)} if "seed" in config else config)
+
+
+def _add_block(
+    x: Any, network: NetworkConfig, block: BlockConfig, name: str, seeds: Iterator[int | None]
+) -> Any:
     def pool(x: Any, name: str = f"{name}_pool") -> Any:
         kinds = {"max": layers.MaxPooling2D, "average": layers.AveragePooling2D}
         if block.pooling == "none":
@@ -178,7 +209,7 @@ def _add_block(x: Any, network: NetworkConfig, block: BlockConfig, name: str) ->
             strides=block.stride if index == 0 else 1,
             padding=block.padding,
             use_bias=network.use_bias,
-            kernel_initializer=network.initialiser,
+            kernel_initializer=_initialiser(network.initialiser, seeds),
             name=unit,
         )(x)
         if index == 0 and block.pooling_place == "inside":
@@ -196,7 +227,7 @@ def _add_block(x: Any, network: NetworkConfig, block: BlockConfig, name: str) ->
                 strides=block.stride,
                 padding="same",
                 use_bias=network.use_bias,
-                kernel_initializer=network.initialiser,
+                kernel_initializer=_initialiser(network.initialiser, seeds),
                 name=f"{name}_shortcut",
             )(shortcut)
             if block.pooling_place == "inside":
@@ -204,10 +235,15 @@ def _add_block(x: Any, network: NetworkConfig, block: BlockConfig, name: str) ->
         x = layers.Add(name=f"{name}_add")([x, shortcut])
     if block.pooling_place == "end":
         x = pool(x)
-    return layers.Dropout(block.dropout, name=f"{name}_dropout")(x) if block.dropout else x
+    if block.dropout:
+        x = layers.Dropout(block.dropout, seed=next(seeds), name=f"{name}_dropout")(x)
+    return x
 
 
-def _add_head(x: Any, network: NetworkConfig) -> Any:
+def _add_head(x: Any, network: NetworkConfig, seeds: Iterator[int | None]) -> Any:
+    def drop(x: Any, name: str) -> Any:
+        return layers.Dropout(network.head_dropout, seed=next(seeds), name=name)(x)
+
     heads = {
         "flatten": layers.Flatten,
         "average": layers.GlobalAveragePooling2D,
@@ -218,15 +254,15 @@ def _add_head(x: Any, network: NetworkConfig) -> Any:
         x = layers.Dense(
             units,
             activation=network.activation,
-            kernel_initializer=network.dense_initialiser,
+            kernel_initializer=_initialiser(network.dense_initialiser, seeds),
             name=f"dense{index}",
         )(x)
         if network.head_normalisation == "batch":
             x = layers.BatchNormalization(name=f"dense{index}_norm")(x)
         if network.head_dropout:
-            x = layers.Dropout(network.head_dropout, name=f"dense{index}_dropout")(x)
+            x = drop(x, f"dense{index}_dropout")
     if network.head_dropout and not network.dense_units:
-        x = layers.Dropout(network.head_dropout, name="head_dropout")(x)
+        x = drop(x, "head_dropout")
     return x
 
 

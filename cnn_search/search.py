@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from cnn_search import tracking
 from cnn_search.datasets import Dataset
 from cnn_search.definition import NOT_IN_DIGEST, Definition, differences, digest
-from cnn_search.engines import InlineEngine
+from cnn_search.engines import InlineEngine, interruptible
 from cnn_search.errors import LedgerError
-from cnn_search.ledger import Event, Ledger, Record, Trial, read_events
+from cnn_search.ledger import (
+    Event,
+    Ledger,
+    Record,
+    Trial,
+    find_sweep,
+    hold,
+    read_events,
+    sweeps_folder,
+)
 from cnn_search.oracles import Ask, Oracle, complete, narrow
 from cnn_search.surroundings import surroundings, versions
 from cnn_search.training import OBJECTIVES, SHOWN_IMAGES, Protocol, Setup, Stop, Task, make_space
@@ -41,26 +47,16 @@ class Outcome:
     Attributes:
         folder: The sweep's folder, with its ledger.
         record: What the ledger says now.
+        mlflow: Where MLflow keeps it, without credentials.
         undelivered: Why MLflow does not have everything; empty if it has.
         already: The sweep was finished before, and nothing was trained.
     """
 
     folder: Path
     record: Record
+    mlflow: str = ""
     undelivered: str = ""
     already: bool = False
-
-
-def sweeps_folder(mlruns: Path) -> Path:
-    """Return where the folders of all sweeps are."""
-    return mlruns / "sweeps"
-
-
-def find_sweep(mlruns: Path, name: str) -> Path | None:
-    """Return the folder of the newest sweep of this name, or None."""
-    folders = sorted(sweeps_folder(mlruns).glob(f"{name}-[0-9]*/ledger.jsonl"))
-    folders = [f for f in folders if f.parent.name.rsplit("-", 2)[0] == name]
-    return folders[-1].parent if folders else None
 
 
 def run(
@@ -86,15 +82,20 @@ def run(
         say: Told what a user should know, a line at a time.
 
     Returns:
-        The record; `record.end` is "finished", "minutes", "exhausted", "failed" or "interrupted".
+        The record; `record.end` is "finished", "minutes", "exhausted", "failed" or "interrupted"
+        ("crashed" after an exception, which is raised).
 
     Raises:
         CnnSearchError: definition, ledger or tracking server are not as they should be; nothing
             was trained.
     """
     folder = None if new else find_sweep(mlruns, definition.name)
-    if folder is None:
-        folder = sweeps_folder(mlruns) / f"{definition.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    while folder is None:
+        named = sweeps_folder(mlruns) / f"{definition.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        if named.exists():  # a second sweep in this second
+            time.sleep(0.1)
+        else:
+            folder = named
     sweep = _Sweep(definition, dataset, folder, tries, on_event, say)
     store = tracking.open_store(mlruns, definition.name, create=True)
     try:
@@ -106,27 +107,6 @@ def run(
         ) from None
     with hold(folder):
         return sweep.drive(store)
-
-
-@contextlib.contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Hold a sweep's folder, so that no second driver writes to it.
-
-    Raises:
-        LedgerError: another process holds it.
-    """
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise LedgerError(
-            f"{folder}: expected to be its only driver; another process holds it. Wait for that "
-            "one or stop it; or start another sweep with --new."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class _Sweep:
@@ -184,7 +164,7 @@ class _Sweep:
             if self._is_over():
                 self.ledger.close()
                 undelivered = tracking.Follower(store, self.folder).deliver()
-                return Outcome(self.folder, self.record, undelivered, already=True)
+                return Outcome(self.folder, self.record, store.address, undelivered, already=True)
         else:
             shown = self.dataset.train
             np.savez(
@@ -205,11 +185,14 @@ class _Sweep:
             with interruptible(engine):
                 self._loop(engine)
             self._end()
+        except BaseException:
+            self._crash()
+            raise
         finally:
             engine.stop("now")
             self.ledger.close()
             undelivered = follower.close(self.say)
-        return Outcome(self.folder, self.record, undelivered)
+        return Outcome(self.folder, self.record, store.address, undelivered)
 
     def _loop(self, engine: InlineEngine) -> None:
         while True:
@@ -338,6 +321,13 @@ class _Sweep:
                 (self.setup.trial_folder(trial) / "checkpoint.npz").unlink(missing_ok=True)
         self._append("end", reason=self.ending)
 
+    def _crash(self) -> None:
+        """Write down that what ran is dead; nothing if the ledger itself cannot be written."""
+        with contextlib.suppress(Exception):
+            for number, trial in self.running.items():
+                self._append("killed", trial=number, attempt=trial.attempt)
+            self._append("end", reason="crashed")
+
     def _tidy(self, ended: Trial) -> None:
         """Delete what nobody needs: the checkpoint of a trial that ended, the weights of losers."""
         if not self.setup.keep_state:
@@ -392,27 +382,3 @@ class _Sweep:
         for name in sorted({*before, *after}):
             if before and before.get(name) != after.get(name):
                 self.say(f"warning: {name} was {before.get(name)}, is {after.get(name)}.")
-
-
-@contextlib.contextmanager
-def interruptible(engine: InlineEngine) -> Iterator[None]:
-    """Turn the first Ctrl-C, or SIGTERM, into an event; a second one is a KeyboardInterrupt.
-
-    A handler that raised could cut the writing of a ledger line in two.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def interrupt(number: int, frame: Any) -> None:
-        signal.signal(number, signal.default_int_handler)
-        engine.events.put(("interrupt", {}))
-
-    try:
-        for number in before:
-            signal.signal(number, interrupt)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

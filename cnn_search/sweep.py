@@ -103,7 +103,7 @@ def main(
     else:
         out = Console(width=None if Console().is_terminal else 120)
         progress.show_summary(out, summary)
-        for line in _what_next(sweep, outcome, mlruns):
+        for line in _what_next(sweep, outcome):
             click.echo(line)
     if outcome.record.end == "interrupted":
         return commands.INTERRUPTED
@@ -145,7 +145,7 @@ def _plan(sweep: definition.Definition) -> str:
     return f"the baseline, {', '.join(words)}; {trials} trials and {epochs} epochs in all"
 
 
-def _what_next(sweep: Any, outcome: Any, mlruns: Path) -> list[str]:
+def _what_next(sweep: Any, outcome: Any) -> list[str]:
     """Return the lines that say how it ended, and the next commands."""
     record, lines = outcome.record, [""]
     again = f"python -m cnn_search.sweep {shlex.join(sys.argv[1:])}"
@@ -166,8 +166,10 @@ def _what_next(sweep: Any, outcome: Any, mlruns: Path) -> list[str]:
     if outcome.undelivered:
         lines.append(f"MLflow does not have everything: {outcome.undelivered}")
         lines.append(f"The ledger has; the same command delivers the rest: {again}")
-    database = (mlruns / "mlflow.db").resolve()
-    lines.append(f"  all trials: mlflow ui --backend-store-uri sqlite:///{database}")
+    local = outcome.mlflow.startswith("sqlite:")
+    lines.append(
+        f"  all trials: {'mlflow ui --backend-store-uri ' if local else ''}{outcome.mlflow}"
+    )
     lines.append(f"  the ledger: {outcome.folder / 'ledger.jsonl'}")
     return lines
 

@@ -317,7 +317,9 @@ class _Delivery:
     def _end_session(self, event: Event) -> None:
         run = self.runs["parent"]
         self._log(run, tags={"ended": event["reason"], "mlflow.note.content": _note(self.record)})
-        status = {"interrupted": "KILLED", "failed": "FAILED"}.get(event["reason"], "FINISHED")
+        status = {"interrupted": "KILLED", "failed": "FAILED", "crashed": "FAILED"}.get(
+            event["reason"], "FINISHED"
+        )
         self.client.set_terminated(run, status, int(event["time"] * 1000))
 
     def _log_weights(self, event: Event) -> None:

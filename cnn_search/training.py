@@ -238,6 +238,8 @@ def _train(
     for saved in (task.trial, task.parent):
         if saved is not None and not state.history:
             state = load_state(setup.trial_folder(saved) / "checkpoint.npz", model)
+    if task.parent is not None and not state.history:
+        raise RuntimeError(f"the checkpoint of trial {task.parent}, to go on from, is gone")
     follower = _Follower(setup, task, folder, state, emit, stop)
     follower.patience = space.patience(hp)
     validation: dict[str, Any] = {}

@@ -28,6 +28,7 @@ class Space(images.Space):
     stride = (1,)
     flip = (False,)
     crop = (0, 1, 2)
+    averaging = (0.0, 0.9)  # an epoch has a few dozen steps only
     cutout = (0, 2)
     pixel_mean = (0.305,)
     pixel_deviation = (0.376,)

@@ -98,6 +98,7 @@ class Space(keras_tuner.HyperModel):
     crop: Sequence[int] = (0, 2, 4)
     cutout: Sequence[int] = (0, 8)
     batch_size: Sequence[int] = (32, 64, 128, 256)
+    averaging: Sequence[float] = (0.0, 0.99)  # over about a hundred steps
     pixel_mean: tuple[float, ...] = (0.5,)
     pixel_deviation: tuple[float, ...] = (0.25,)
 
@@ -210,7 +211,7 @@ class Space(keras_tuner.HyperModel):
             momentum=momentum if optimiser == "sgd" else 0.9,
             weight_decay=choose("weight_decay", (0.0, 1e-4, 5e-4, 5e-3)),
             label_smoothing=choose("label_smoothing", (0.0, 0.1, 0.2)),
-            averaging=choose("averaging", (0.0, 0.99)),
+            averaging=choose("averaging", self.averaging),
             batch_size=choose("batch_size", self.batch_size),
         )
 
@@ -225,7 +226,7 @@ class Space(keras_tuner.HyperModel):
         """Build and compile the model of `hp`."""
         configuration = self.configure(hp)
         training = configuration.training
-        model = build_network(configuration.network, self.input_shape, self.classes)
+        model = build_network(configuration.network, self.input_shape, self.classes, self.seed)
         steps = -(-self.train_images // training.batch_size) * self.protocol.epochs
         compile_model(model, training, steps=steps, classes=self.classes, metrics=self.metrics)
         return model

@@ -1,5 +1,6 @@
 """What all tests share: Keras set for one thread before anything imports it, and real data."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from cnn_search import backend
 
 backend.prepare(threads=1)
 backend.load()
+gc.collect()
+gc.freeze()  # as the engines do: Keras collects garbage before each training
 
 ROOT = Path(__file__).parent.parent
 

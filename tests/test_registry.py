@@ -18,6 +18,9 @@ from cnn_search.errors import TrackingError
 from cnn_search.ledger import Event, read_record
 from cnn_search.store import Store
 
+# MLflow 3.17 warns of its own type hints while it is imported
+pytestmark = pytest.mark.filterwarnings("ignore:.*inferred as AnyType")
+
 
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:

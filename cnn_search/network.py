@@ -172,7 +172,7 @@ def build_network(
     outputs = layers.Dense(
         classes,
         activation="softmax",
-        kernel_initializer=_initialiser(network.dense_initialiser, seeds),
+        kernel_initializer=_initialiser("glorot_uniform", seeds),
         dtype="float32",
         name="probabilities",
     )(x)

@@ -36,6 +36,7 @@ from cnn_search import commands, definition
 )
 @click.option("--set", "changes", multiple=True, metavar="TABLE.KEY=VALUE", help="Change the TOML.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one training [all cores].")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--new", is_flag=True, help="Start a new sweep, whatever there is.")
 @click.option("--list", "list_", is_flag=True, help="Show the sweeps that come with the package.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -45,6 +46,7 @@ def main(
     tries: tuple[str, ...],
     changes: tuple[str, ...],
     threads: int | None,
+    dry_run: bool,
     new: bool,
     list_: bool,
     as_json: bool,
@@ -73,6 +75,9 @@ def main(
             "--trials: expected to be left out with hyperband, whose epochs give its trials: "
             f"{_plan(sweep)}. Set --epochs, or --set oracle.iterations=N, or --minutes."
         )
+    if dry_run:
+        click.echo(json.dumps(sweep.as_json(), indent=2) if as_json else _describe(sweep))
+        return 0
     pairs = [dict(commands.parse_pair(p, "--try") for p in text.split()) for text in tries]
 
     from rich.console import Console
@@ -138,11 +143,27 @@ def _budget(sweep: definition.Definition) -> tuple[int, int]:
 
 
 def _plan(sweep: definition.Definition) -> str:
-    """Return Hyperband's brackets in words, after the baseline's full trial."""
-    rounds = sweep.oracle.brackets(sweep.training.epochs)
+    """Return in words how many trials and epochs there will be, Hyperband's by its brackets."""
     trials, epochs = _budget(sweep)
+    total = f"{trials} trials and {epochs} epochs in all"
+    if sweep.oracle.kind != "hyperband":
+        return total
+    rounds = sweep.oracle.brackets(sweep.training.epochs)
     words = [f"{count} trials from epoch {start} to {end}" for count, start, end in rounds]
-    return f"the baseline, {', '.join(words)}; {trials} trials and {epochs} epochs in all"
+    return f"the baseline, {', '.join(words)}; {total}"
+
+
+def _describe(sweep: definition.Definition) -> str:
+    """Return what a sweep would do, a line each."""
+    lines = [
+        f"{sweep.name}: images of {sweep.data}, space {sweep.search_space}, seed {sweep.seed}",
+        f"objective: {sweep.objective}; oracle: {sweep.oracle.kind}",
+        f"at most {_plan(sweep)}",
+    ]
+    if sweep.minutes:
+        lines.append(f"ends after the epoch that runs at minute {sweep.minutes:g}")
+    lines += [f"narrowed: {name} = {json.dumps(v)}" for name, v in sweep.space.items()]
+    return "\n".join(lines)
 
 
 def _what_next(sweep: Any, outcome: Any) -> list[str]:

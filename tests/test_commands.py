@@ -349,3 +349,16 @@ def test_an_unknown_baseline_is_answered_with_those_there_are(tmp_path: Path) ->
     with pytest.raises(DefinitionError, match="--which expected one of conv7; received 'vgg_bn'"):
         baseline.main.main(command, standalone_mode=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["cifar10", "--dry-run", "--epochs", "9", "--mlruns", str(tmp_path / "mlruns")]
+    sweep.main.main(arguments, standalone_mode=False)
+    assert "at most 20 trials and 180 epochs in all" in capsys.readouterr().out
+    sweep.main.main([*arguments, "--oracle", "hyperband"], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "9 trials from epoch 0 to 1, 3 trials from epoch 1 to 3" in said
+    assert "24 trials and 84 epochs in all" in said
+    assert not (tmp_path / "mlruns").exists()

@@ -15,7 +15,8 @@ from typing import Any
 import click
 
 from cnn_search import commands
-from cnn_search.errors import DataError, DefinitionError, LedgerError
+from cnn_search.errors import DataError, DefinitionError
+from cnn_search.ledger import make_folder
 
 SHAPES = {
     "cifar10": ((32, 32, 3), 10),
@@ -146,14 +147,8 @@ def run(
             line = f"epoch {fields['epoch']}/{protocol.epochs}  {shown}  {fields['seconds']:.1f} s"
             click.echo(line, err=True)
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LedgerError(
-            f"{folder}: expected a folder that can be written; {error.strerror}. "
-            "Correct it or pass --mlruns."
-        ) from None
-    train(Task(0, 1, values, seed, protocol.epochs), setup, dataset, emit)
+    make_folder(folder)
+    train(Task(0, 1, values, seed, protocol.epochs, recorded=0), setup, dataset, emit)
     last = events[-1]
     if last["kind"] != "done":
         raise DataError(f"baseline {which}: training failed: {last['message']}")

@@ -18,11 +18,13 @@ class State:
 
     Attributes:
         history: The metrics of each epoch so far.
+        seconds: What each of them took.
         best, last: The weights that were validated in the best and the last epoch so far, in
             Keras's order.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
     best: list[npt.NDArray[Any]] = field(default_factory=list)
     last: list[npt.NDArray[Any]] = field(default_factory=list)
 
@@ -38,7 +40,8 @@ def save_state(path: Path, model: Any, state: State) -> None:
         arrays |= {f"{name}{i}": value for i, value in enumerate(getattr(state, name))}
     partial = path.with_suffix(".partial")
     with open(partial, "wb") as file:
-        np.savez(file, history=np.array(json.dumps(state.history)), **arrays)  # type: ignore[arg-type]
+        told = np.array(json.dumps([state.history, state.seconds]))
+        np.savez(file, told=told, **arrays)  # type: ignore[arg-type]
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -66,4 +69,5 @@ def load_state(path: Path, model: Any) -> State:
         best, last = (
             [saved[f"{name}{i}"] for i in range(len(model.weights))] for name in ("best", "last")
         )
-        return State(json.loads(str(saved["history"])), best, last)
+        history, seconds = json.loads(str(saved["told"]))
+        return State(history, seconds, best, last)

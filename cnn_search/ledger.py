@@ -264,6 +264,21 @@ def find_sweep(mlruns: Path, name: str) -> Path | None:
     return folders[-1].parent if folders else None
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder below mlruns.
+
+    Raises:
+        LedgerError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LedgerError(
+            f"{folder}: expected a folder that can be written; {error.strerror}. "
+            "Correct it or pass --mlruns."
+        ) from None
+
+
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Hold a sweep's folder, so that no second driver writes to it.

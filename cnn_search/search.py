@@ -28,6 +28,7 @@ from cnn_search.ledger import (
     Trial,
     find_sweep,
     hold,
+    make_folder,
     read_events,
     sweeps_folder,
 )
@@ -98,13 +99,7 @@ def run(
             folder = named
     sweep = _Sweep(definition, dataset, folder, tries, on_event, say)
     store = tracking.open_store(mlruns, definition.name, create=True)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LedgerError(
-            f"{folder}: expected a folder that can be written; {error.strerror}. "
-            "Correct it or pass --mlruns."
-        ) from None
+    make_folder(folder)
     with hold(folder):
         return sweep.drive(store)
 
@@ -206,6 +201,7 @@ class _Sweep:
                         trial.seed,
                         trial.epochs,
                         trial.parent,
+                        self._recorded(trial),
                     )
                 )
             if not self.running:
@@ -224,6 +220,11 @@ class _Sweep:
                 if kind != "stopped":
                     self.oracle.tell(trial.number, trial.values, fields.get("score"))
                     self._tidy(trial)
+
+    def _recorded(self, trial: Trial) -> int:
+        """Return the last epoch on record; a promoted trial begins where its parent ended."""
+        before = {} if trial.parent is None else self.record.trials[trial.parent].curve
+        return max(trial.curve or before, default=0)
 
     def _stop_all(self, engine: InlineEngine, reason: str, when: Stop) -> None:
         self.ending = reason

@@ -107,6 +107,8 @@ class Task:
         seed: At least 1; equal seeds give equal curves on the same machine and threads.
         epochs: Its fidelity: training ends after this many epochs, counted from the first one.
         parent: The trial whose last state this one goes on from, or None.
+        recorded: How many of its epochs are on record; what a checkpoint has beyond them (a kill
+            came between the two) is emitted again. None: nothing is.
     """
 
     trial: int
@@ -115,6 +117,7 @@ class Task:
     seed: int
     epochs: int
     parent: int | None = None
+    recorded: int | None = None
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,9 @@ def _train(
             state = load_state(setup.trial_folder(saved) / "checkpoint.npz", model)
     if task.parent is not None and not state.history:
         raise RuntimeError(f"the checkpoint of trial {task.parent}, to go on from, is gone")
+    if task.recorded is not None:
+        for i in range(task.recorded, len(state.history)):
+            emit("epoch", epoch=i + 1, metrics=state.history[i], seconds=state.seconds[i])
     follower = _Follower(setup, task, folder, state, emit, stop)
     follower.patience = space.patience(hp)
     validation: dict[str, Any] = {}
@@ -349,14 +355,14 @@ class _Follower(keras.callbacks.Callback):
         self.state.last = self.weights()
         if best_epoch(self.state.history, self.setup.objective) == epoch:
             self.state.best = self.state.last
+        self.state.seconds.append(round(time.monotonic() - self.epoch_start, 3))
         asked = self.stop()
         ends = self.ended(epoch + 1)
         due = time.monotonic() - self.saved_at >= self.setup.checkpoint_seconds
         if (due and not ends) or asked or (ends and self.setup.keep_state):
             save_state(self.folder / "checkpoint.npz", self.model, self.state)
             self.saved_at = time.monotonic()
-        seconds = round(time.monotonic() - self.epoch_start, 3)
-        self.emit("epoch", epoch=epoch + 1, metrics=metrics, seconds=seconds)
+        self.emit("epoch", epoch=epoch + 1, metrics=metrics, seconds=self.state.seconds[-1])
         if ends:
             self.model.stop_training = True
         elif asked:

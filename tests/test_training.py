@@ -279,7 +279,7 @@ def test_an_epoch_is_told_after_its_checkpoint_is_on_the_disk(
     def emit(kind: str, **event: Any) -> None:
         if kind == "epoch":
             with np.load(path) as file:
-                saved.append((event["epoch"], len(json.loads(str(file["history"])))))
+                saved.append((event["epoch"], len(json.loads(str(file["told"]))[0])))
 
     train(Task(0, 1, PLAIN, 1, 3), setup, digits, emit)
     # the last epoch needs no checkpoint: what follows it is the model itself
@@ -349,7 +349,9 @@ class Spoil(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if (self.epoch, batch) == (2, 2):
-            self.model.set_weights([np.zeros_like(weight) for weight in self.model.get_weights()])
+            weights = [np.zeros_like(weight) for weight in self.model.get_weights()]
+            weights[-1][0] = 50  # sure that everything is a 0
+            self.model.set_weights(weights)
 
 
 class Spoilt(digits_space.Space):
@@ -373,7 +375,7 @@ def test_the_best_epochs_weights_are_kept_and_score(digits: Dataset, tmp_path: P
     )
     for name in ("val_accuracy", "val_loss"):
         assert best[name] == pytest.approx(made.done["metrics"][name], rel=1e-5)
-    assert last["val_loss"] == pytest.approx(math.log(10), rel=1e-5)
+    assert last["val_loss"] > 10
     assert last["val_loss"] == pytest.approx(made.epochs[3]["val_loss"], rel=1e-5)
     assert not (made.folder / "best.keras").exists()
 
@@ -384,7 +386,7 @@ def test_the_last_epochs_weights_are_kept_where_the_protocol_says_so(
     made = attempt(digits, tmp_path, PLAIN, weights="last", **SPOILT)
     assert (made.done["best_epoch"], made.done["epochs"]) == (3, 3)
     assert made.done["score"] == made.epochs[3]["val_accuracy"]
-    assert all(not weight.any() for weight in made.model().get_weights())
+    assert all(not weight.any() for weight in made.model().get_weights()[:-1])
     assert any(weight.any() for weight in made.model("best").get_weights())
 
 
@@ -638,3 +640,25 @@ def test_without_validation_images_every_epoch_is_trained_and_the_last_one_kept(
     assert (made.done["best_epoch"], made.done["epochs"]) == (2, 2)
     assert set(made.done["metrics"]) == {"accuracy", "loss", "learning_rate"}
     assert made.model().count_params() == made.done["parameters"]
+
+
+def test_an_epoch_that_only_the_checkpoint_knows_is_emitted_again(
+    digits: Dataset, tmp_path: Path
+) -> None:
+    """A kill may come after the checkpoint is on the disk and before the ledger's line is."""
+    setup = Setup("digits", Protocol(3), tmp_path, checkpoint_seconds=0)
+    first: list[tuple[str, dict[str, Any]]] = []
+    task = Task(0, 1, PLAIN, 1, 3)
+
+    def stop() -> Any:
+        return "epoch" if len([kind for kind, _ in first if kind == "epoch"]) == 1 else ""
+
+    train(task, setup, digits, lambda kind, **fields: first.append((kind, fields)), stop)
+    told = [fields for kind, fields in first if kind == "epoch"]
+    assert [fields["epoch"] for fields in told] == [1, 2]
+    again: list[tuple[str, dict[str, Any]]] = []
+    resumed = Task(0, 2, PLAIN, 1, 3, recorded=1)  # the line of epoch 2 was lost
+    train(resumed, setup, digits, lambda kind, **fields: again.append((kind, fields)))
+    retold = [fields for kind, fields in again if kind == "epoch"]
+    assert retold[0] == told[1]
+    assert [fields["epoch"] for fields in retold] == [2, 3]

@@ -24,10 +24,13 @@ class Space(images.Space):
 
     baselines: Mapping[str, Baseline] = BASELINES
     filters = (8, 16, 32, 64, 128)
-    kernel = (3, 5)
+    depth = (1, 2, 3)  # three times pooled, 8 pixels are 1
+    kernel = (3,)
     stride = (1,)
+    pool_size = (2,)
     flip = (False,)
-    crop = (0, 1, 2)
+    crop = (0, 1)
+    batch_size = (16, 32, 64)
     averaging = (0.0, 0.9)  # an epoch has a few dozen steps only
     cutout = (0, 2)
     pixel_mean = (0.305,)

@@ -26,7 +26,6 @@ PER_BLOCK = ("filters", "padding", "normalisation", "pooling", "dropout")
 SHARED = (
     "convolutions",
     "kernel",
-    "stride",
     "normalisation_place",
     "pool_size",
     "pooling_place",
@@ -80,12 +79,12 @@ class Space(keras_tuner.HyperModel):
 
     baselines: Mapping[str, Baseline] = BASELINES
 
-    depth = (1, 2, 3, 4)
+    depth: Sequence[int] = (1, 2, 3, 4)
     filters: Sequence[int] = (8, 16, 32, 64, 128, 256)
-    convolutions: Sequence[int] = (1, 2, 3)
+    convolutions: Sequence[int] = (1, 2)
     kernel: Sequence[int] = (3, 5)
     stride: Sequence[int] = (1, 2)
-    dropout: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+    dropout: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4)
     pool_size: Sequence[int] = (2, 3)
     activation: Sequence[str] = ("relu", "tanh", "gelu", "elu")
     initialiser: Sequence[str] = ("glorot_uniform", "he_uniform", "he_normal")
@@ -140,7 +139,6 @@ class Space(keras_tuner.HyperModel):
         shared = {
             "convolutions": choose("convolutions", self.convolutions),
             "kernel": choose("kernel", self.kernel),
-            "stride": choose("stride", self.stride),
             "pool_size": choose("pool_size", self.pool_size),
             "pooling_place": choose("pooling_place", ("end", "inside")),
             "normalisation_place": choose("normalisation_place", ("after", "before")),
@@ -160,6 +158,8 @@ class Space(keras_tuner.HyperModel):
                 # a residual block keeps the size of its map: one with valid padding has no shortcut
                 residual = shared["residual"] and block["padding"] == "same"
                 blocks.append(BlockConfig(**{**shared, **block, "residual": residual}))
+        # a step in the first convolution only: one in every block leaves nothing of small images
+        blocks[0] = dataclasses.replace(blocks[0], stride=choose("stride_1", self.stride))
         try:
             fitting_blocks(NetworkConfig(tuple(blocks[:1])), self.input_shape)
         except DefinitionError:  # a first block that does not fit keeps the size of its map
@@ -196,9 +196,9 @@ class Space(keras_tuner.HyperModel):
     def _training(self, hp: Any, choose: Any) -> TrainingConfig:
         optimiser = choose("optimiser", ("adam", "sgd", "rmsprop"))
         with hp.conditional_scope("optimiser", ["adam", "rmsprop"]):
-            rate = hp.Float("learning_rate", 1e-4, 1e-2, sampling="log", default=1e-3)
+            rate = hp.Float("learning_rate", 3e-4, 1e-2, sampling="log", default=1e-3)
         with hp.conditional_scope("optimiser", ["sgd"]):  # KerasTuner's grid needs unique names
-            sgd_rate = hp.Float("sgd_learning_rate", 1e-3, 1.0, sampling="log", default=1e-1)
+            sgd_rate = hp.Float("sgd_learning_rate", 1e-2, 0.5, sampling="log", default=1e-1)
             momentum = hp.Choice("momentum", [0.0, 0.8, 0.9, 0.95], default=0.9)
         schedule = choose("schedule", ("constant", "cosine", "one_cycle", "triangular"))
         with hp.conditional_scope("schedule", ["cosine"]):
@@ -309,6 +309,7 @@ def flatten(configuration: Configuration, depth: int = 4) -> dict[str, Any]:
         block = blocks[min(i, len(blocks)) - 1]
         values |= {f"{name}_{i}": getattr(block, name) for name in PER_BLOCK}
     values |= {name: getattr(blocks[0], name) for name in SHARED}
+    values["stride_1"] = blocks[0].stride
     values |= dataclasses.asdict(configuration.augmentation)
     values |= dataclasses.asdict(configuration.training)
     for name in ("activation", "initialiser", "head", "head_normalisation", "head_dropout"):

@@ -44,10 +44,9 @@ class Space(images.Space):
 
     baselines: Mapping[str, Baseline] = BASELINES
     filters = (8, 16, 32, 64, 128)
-    convolutions = (1, 2)
     kernel = (3, 5, 7)
     dense_units = (0, 64, 128)
     flip = (False, True)
     averaging = (0.0, 0.9)  # an epoch has a few dozen steps only
     cutout = (0, 16)
-    batch_size = (16, 32, 64, 128)
+    batch_size = (16, 32, 64)

@@ -21,7 +21,7 @@ sweep: setup  ## the main job, on images that are on board; a few minutes on two
 	@echo "See every trial:      make ui"
 	@echo "On real photographs:  $(BIN)/python -m cnn_search.sweep cifar10"
 
-test: setup  ## everything that CI runs
+test: setup  ## all tests, as CI runs them
 	$(BIN)/pytest -n 2 --dist loadfile
 
 test-fast: setup  ## under three minutes

@@ -6,8 +6,8 @@ The one command beside the final scoring that reads the test part: once, after t
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,6 @@ def run(
     setup = Setup(name, protocol, folder, both_weights=True)
     values = make_space(setup, dataset).baseline_values(which)
     events: list[dict[str, Any]] = []
-    start = time.monotonic()
 
     def emit(kind: str, **fields: Any) -> None:
         events.append({"kind": kind, **fields})
@@ -151,13 +150,14 @@ def run(
     train(Task(0, 1, values, seed, protocol.epochs, recorded=0), setup, dataset, emit)
     last = events[-1]
     if last["kind"] != "done":
+        click.echo(last["traceback"], err=True)
         raise DataError(f"baseline {which}: training failed: {last['message']}")
     result = {
         "data": name,
         "baseline": which,
         "seed": seed,
         "epochs": last["epochs"],
-        "seconds": round(time.monotonic() - start, 1),
+        "seconds": round(sum(e["seconds"] for e in events if e["kind"] == "epoch"), 1),
         "parameters": last["parameters"],
         "train_images": len(dataset.train.labels),
         "validation_images": len(dataset.validation.labels),
@@ -170,7 +170,9 @@ def run(
         "published_test_accuracy": baseline.test_accuracy,
         "differs": _why(dataset, baseline, protocol),
     }
-    record.write_text(json.dumps(result, indent=2) + "\n")
+    partial = record.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=2) + "\n")
+    os.replace(partial, record)
     return result
 
 

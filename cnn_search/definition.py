@@ -122,7 +122,7 @@ class Definition(_Table):
     )
     seed: Annotated[int, Field(ge=1, lt=2**31)] = 1
     trials: Annotated[int, Field(ge=1)] = 20
-    minutes: Annotated[float, Field(gt=0)] | None = None
+    minutes: Annotated[float, Field(gt=0, le=1e6)] | None = None
     baselines: list[str] = []
     keep_models: Annotated[int, Field(ge=1)] = 3
     training: TrainingTable = TrainingTable()
@@ -215,8 +215,10 @@ def _find(name: str) -> tuple[Any, dict[str, Any], str]:
     if name in files:
         return files[name], {}, name
     if path.exists():
-        stem = re.sub(r"[^A-Za-z0-9._-]", "_", path.resolve().stem).lstrip("._-")
-        return files["images"], {"data": name}, stem or "images"
+        own = path.resolve()
+        stem = own.name if own.is_dir() else own.stem
+        stem = re.sub(r"[^A-Za-z0-9._-]", "_", stem).lstrip("._-")
+        return files["images"], {"data": str(own)}, stem or "images"
     near = difflib.get_close_matches(name, files) or list(files)
     raise DefinitionError(
         f"{name}: expected the name of a sweep, a TOML file, or your own images (a folder, .npz or "

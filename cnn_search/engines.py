@@ -11,6 +11,7 @@ import gc
 import queue
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,7 +32,8 @@ class InlineEngine:
     slots = 1
 
     def __init__(self, setup: Setup, dataset: Dataset) -> None:
-        self.events: queue.Queue[Message] = queue.Queue()
+        # a SimpleQueue, since the signal handler puts into it too
+        self.events: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._setup, self._dataset = setup, dataset
         self._tasks: queue.Queue[Task | None] = queue.Queue()
         self._stop: Stop = ""
@@ -66,7 +68,13 @@ class InlineEngine:
             def emit(kind: str, which: dict[str, int] = which, **fields: Any) -> None:
                 self.events.put((kind, {**which, **fields}))
 
-            train(task, self._setup, self._dataset, emit, lambda: self._stop)
+            try:
+                train(task, self._setup, self._dataset, emit, lambda: self._stop)
+            except (
+                BaseException
+            ) as error:  # train raises nothing; the driver must not wait for ever
+                text = traceback.format_exc()
+                emit("failed", reason="engine", message=str(error) or "?", traceback=text)
 
 
 @contextlib.contextmanager

@@ -135,7 +135,7 @@ def draw_trial(
         try:
             files += draw()
         except Exception as error:  # one picture is not worth the others
-            missing.append(str(error).splitlines()[0])
+            missing.append((str(error) or type(error).__name__).splitlines()[0])
     return files, missing
 
 

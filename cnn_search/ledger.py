@@ -78,6 +78,7 @@ class Record:
     trials: dict[int, Trial] = field(default_factory=dict)
     seconds: float = 0.0
     sessions: int = 0
+    threads: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     champion: int | None = None
     end: str = ""
@@ -109,6 +110,7 @@ class Record:
     def _apply_to_trial(self, trial: Trial, event: Event) -> None:
         kind = event["kind"]
         if kind == "start":
+            self.threads = event["threads"]
             trial.attempt, trial.status = event["attempt"], "running"
         elif kind == "epoch":
             trial.curve[event["epoch"]] = event["metrics"]
@@ -128,6 +130,12 @@ class Record:
     def definition(self) -> dict[str, Any]:
         """The definition that the sweep was started with."""
         return self.header["definition"]  # type: ignore[no-any-return]
+
+    @property
+    def baseline(self) -> Trial | None:
+        """Trial 0, if it finished."""
+        trial = self.trials.get(0)
+        return trial if trial is not None and trial.status == "finished" else None
 
     def ranking(self) -> list[Trial]:
         """Return the finished trials of full fidelity, best first, each configuration once.
@@ -181,16 +189,25 @@ class Ledger:
                     f"{self.path}: the last line was torn ({size - good} bytes of a write that a "
                     "kill cut short); it was cut off."
                 )
-        self._file = open(self.path, "ab")
+        self._file = open(self.path, "ab", buffering=0)
 
     def append(self, kind: str, **fields: Any) -> Event:
         """Write an event; it is on the disk when this returns, and folded into `record`."""
-        assert self._file is not None
+        if self._file is None:
+            raise LedgerError(f"{self.path}: expected an open ledger; an earlier write failed.")
         event = {"n": self._lines + 1, "time": round(time.time(), 3), "kind": kind, **fields}
-        self._file.write(_line(event))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._lines += 1
+        try:
+            self._file.write(_line(event))
+            os.fsync(self._file.fileno())
+            self._lines += 1
+        except BaseException as error:
+            self.close()  # how much is on the disk is unknown: the next open settles it
+            if isinstance(error, OSError):
+                raise LedgerError(
+                    f"{self.path}: expected to write an event; received {error.strerror}. Make "
+                    "space, then the same command goes on."
+                ) from None
+            raise
         written: Event = json.loads(json.dumps(event))  # as a replay will read it
         self.record.apply(written)
         return written
@@ -203,7 +220,7 @@ class Ledger:
 
 
 def _line(event: Event) -> bytes:
-    text = json.dumps(event, ensure_ascii=False)
+    text = json.dumps(event)
     return f'{text[:-1]}, "check": "{zlib.crc32(text.encode()):08x}"}}\n'.encode()
 
 

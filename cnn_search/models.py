@@ -28,11 +28,12 @@ MARK = "cnn_search.sweep"  # on every version that is ours
 
 def register(
     client: mlflow.MlflowClient, record: Record, folder: Path, trial: Trial, run: str
-) -> None:
+) -> str:
     """Make the trial's model a version of the sweep's registered model, and its champion.
 
-    A trial that is registered already keeps its version. One whose weights were deleted since (a
-    better one was found) is passed over, with a tag on its run.
+    A champion of another sweep over the same images that scores better stays it. A trial that is
+    registered already keeps its version. One whose weights were deleted since (a better one was
+    found) is passed over, with a tag on its run.
 
     Args:
         client: Of the store.
@@ -40,6 +41,9 @@ def register(
         folder: The sweep's folder.
         trial: The one to register.
         run: Its MLflow run.
+
+    Returns:
+        Why the champion is another one; empty if it is this one.
     """
     name = record.definition["name"]
     marks = {MARK: record.header["sweep"], "cnn_search.trial": str(trial.number)}
@@ -50,13 +54,42 @@ def register(
         files = folder / "trials" / f"{trial.number:04d}"
         if not (files / "model.keras").exists():
             client.set_tag(run, "not_registered", "its weights are no longer on the disk")
-            return
+            return f"trial {trial.number} is not registered: its weights are no longer on the disk"
         version = _create_version(client, record, files, trial, run, marks)
-    client.set_registered_model_alias(name, CHAMPION, version.version)
+    champion = _better_champion(client, record, version)
+    if champion is None:
+        client.set_registered_model_alias(name, CHAMPION, version.version)
     outputs = client.get_run(run).outputs
     if not outputs or not outputs.model_outputs:
         # last: it fails for a run that was deleted in the UI
         client.log_outputs(run, [LoggedModelOutput(version.tags["model_id"], step=0)])
+    if champion is None:
+        return ""
+    objective = record.definition["objective"]
+    return (
+        f"models:/{name}@{CHAMPION} stays version {champion.version}, of another sweep "
+        f"({champion.tags[MARK]}): its {objective} is {champion.tags[objective]}; the best of this "
+        f"one is version {version.version}"
+    )
+
+
+def _better_champion(
+    client: mlflow.MlflowClient, record: Record, version: ModelVersion
+) -> ModelVersion | None:
+    """Return the present champion if it is another sweep's, comparable, and better."""
+    objective = record.definition["objective"]
+    try:
+        champion = client.get_model_version_by_alias(version.name, CHAMPION)
+    except MlflowException:
+        return None  # there is none yet
+    same = ("objective", "data_digest", "evidence")
+    if champion.tags.get(MARK) == version.tags.get(MARK):
+        return None
+    if any(champion.tags.get(tag) != version.tags.get(tag) for tag in same):
+        return None
+    gain = float(champion.tags[objective]) - float(version.tags[objective])
+    better = gain > 0 if record.header["direction"] == "max" else gain < 0
+    return champion if better else None
 
 
 def _create_version(
@@ -88,6 +121,7 @@ def _create_version(
             **marks,
             "model_id": logged.model_id,
             "evidence": "validation",
+            "data_digest": data["digest"],
             "objective": objective,
             objective: f"{score:.6f}",
             "parameters": str(trial.result["parameters"]),

@@ -2,7 +2,7 @@
 
 Randomness is a function of (sweep seed, number of the ask): it is set anew before each ask, so no
 random state is saved, and a resumed sweep asks the same questions. What KerasTuner 1.4.8 does
-otherwise, and why each line here is needed, was found by running it; see docs/design.md.
+otherwise was found by running it; a comment says so where it matters.
 """
 
 from __future__ import annotations
@@ -267,8 +267,11 @@ def narrow(space: Any, table: Mapping[str, Any], over: list[str] | None = None) 
     """
     names = [hp.name for hp in space.space]
     problems = [
-        f"[space] {name}: no such hyperparameter; the space has {', '.join(sorted(names))}."
-        for name in [*table, *(over or [])]
+        f"{where}: no such hyperparameter; the space has {', '.join(sorted(names))}."
+        for where, name in [
+            *((f"[space] {name}", name) for name in table),
+            *((f"[oracle] over: {name}", name) for name in over or []),
+        ]
         if name not in names
     ]
     narrowed = keras_tuner.HyperParameters()

@@ -65,7 +65,7 @@ class Reporter:
             self.say(f"{event['reason']}: ending after the running {after} ...")
 
     def _name(self, trial: Trial) -> str:
-        number = f"trial {trial.number + 1}/{self.trials}"
+        number = f"trial {trial.number} ({trial.number + 1} of {self.trials})"
         return number + (f" (baseline {trial.baseline})" if trial.baseline else "")
 
     def _on_start(self, record: Record, trial: Trial) -> None:
@@ -95,7 +95,7 @@ class Reporter:
         left = max(0, self.epochs - len(epochs)) * sum(epochs) / len(epochs)
         if self.minutes:
             left = min(left, self.minutes * 60 - record.seconds)
-        return f"about {duration(left)} left"
+        return f"about {duration(max(0.0, left))} left"
 
 
 def describe_data(dataset: Dataset) -> str:
@@ -113,7 +113,7 @@ def _ending(record: Record, trial: Trial, event: Event) -> str:
     if event["kind"] == "failed":
         return f"failed ({event['reason']}): {event['message']}"
     if event["kind"] == "stopped":
-        return f"stopped after epoch {len(trial.curve)}; it can go on"
+        return f"stopped after epoch {max(trial.curve, default=0)}; it can go on"
     objective = record.definition["objective"]
     text = f"{objective} {event['score']:.4f} at epoch {event['best_epoch']}"
     text += f"; {event['parameters']:,} parameters, {duration(sum(trial.seconds.values()))}"
@@ -147,7 +147,7 @@ def duration(seconds: float) -> str:
 def summarise(record: Record) -> dict[str, Any]:
     """Return a sweep's state as plain data: the best trials beside the baseline, and counts."""
     rows = [_row(record, trial) for trial in record.ranking()]
-    baseline = next((row for row in rows if row["trial"] == 0), None)
+    baseline = _row(record, record.baseline) if record.baseline else None
     statuses = [trial.status for trial in record.trials.values()]
     return {
         "sweep": record.header["sweep"],
@@ -193,7 +193,7 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("what was changed")
     rows = [baseline] if baseline else []
-    rows += [row for row in summary["best"] if row is not baseline and row["trial"] != 0]
+    rows += [row for row in summary["best"] if row["trial"] != 0]
     for row in rows:
         name = (
             f"{'baseline ' + row['baseline'] if row['baseline'] else 'trial ' + str(row['trial'])}"

@@ -43,7 +43,8 @@ def show(name: str, as_json: bool, mlruns: Path) -> None:
     """Show what is known of a champion: its evidence, classes, hyperparameters, and its URI."""
     from cnn_search import models, store
 
-    model = models.show_model(store.open_store(mlruns, name), name)
+    opened = store.open_store(mlruns, name)
+    model = models.show_model(opened, name)
     if as_json:
         click.echo(json.dumps(model, indent=2))
         return
@@ -52,7 +53,9 @@ def show(name: str, as_json: bool, mlruns: Path) -> None:
     click.echo(f"classes: {', '.join(model['class_names'])}")
     for key, value in model["hyperparameters"].items():
         click.echo(f"  {key:22} {value}")
-    click.echo(f'In Python: mlflow.keras.load_model("{model["uri"]}")')
+    click.echo("In Python:")
+    click.echo(f'  mlflow.set_tracking_uri("{opened.address}")')
+    click.echo(f'  mlflow.keras.load_model("{model["uri"]}")')
 
 
 @main.command()

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cnn_search import tracking
+from cnn_search import backend, tracking
 from cnn_search.datasets import Dataset
 from cnn_search.definition import NOT_IN_DIGEST, Definition, differences, digest
 from cnn_search.engines import InlineEngine, interruptible
@@ -169,9 +169,8 @@ class _Sweep:
             )
             self._append("sweep", **self._header())
         self._append("session", **surroundings())
-        for trial in self.record.trials.values():
-            if trial.status == "running":
-                self._append("killed", trial=trial.number, attempt=trial.attempt)
+        for trial in self._started():
+            self._append("killed", trial=trial.number, attempt=trial.attempt)
         engine = InlineEngine(self.setup, self.dataset)
         follower = tracking.Follower(store, self.folder)
         follower.start()
@@ -185,7 +184,8 @@ class _Sweep:
             raise
         finally:
             engine.stop("now")
-            self.ledger.close()
+            with contextlib.suppress(OSError):
+                self.ledger.close()
             undelivered = follower.close(self.say)
         return Outcome(self.folder, self.record, store.address, undelivered)
 
@@ -228,8 +228,8 @@ class _Sweep:
 
     def _stop_all(self, engine: InlineEngine, reason: str, when: Stop) -> None:
         self.ending = reason
-        for number, trial in self.running.items():
-            self._append("stop", trial=number, attempt=trial.attempt, reason=reason)
+        for trial in self._started():
+            self._append("stop", trial=trial.number, attempt=trial.attempt, reason=reason)
         engine.stop(when)
 
     def _seconds_left(self) -> float | None:
@@ -300,10 +300,13 @@ class _Sweep:
             elif event["kind"] in ("done", "failed"):
                 values = self.record.trials[event["trial"]].values
                 self.oracle.tell(event["trial"], values, event.get("score"))
+        tried = [t.values for t in self.record.trials.values() if t.source == "try"]
+        self.tries = [values for values in self.tries if values not in tried]
 
     def _is_over(self) -> bool:
         """Return whether nothing is left to do, so that the sweep's answer stands."""
-        if self._seconds_left() == 0.0:
+        minutes = self.definition.minutes
+        if minutes is not None and self.record.seconds >= 60 * minutes:
             return True
         trials = self.record.trials.values()
         if self.tries or any(t.status in ("waiting", "running", "stopped") for t in trials):
@@ -325,9 +328,13 @@ class _Sweep:
     def _crash(self) -> None:
         """Write down that what ran is dead; nothing if the ledger itself cannot be written."""
         with contextlib.suppress(Exception):
-            for number, trial in self.running.items():
-                self._append("killed", trial=number, attempt=trial.attempt)
+            for trial in self._started():
+                self._append("killed", trial=trial.number, attempt=trial.attempt)
             self._append("end", reason="crashed")
+
+    def _started(self) -> list[Trial]:
+        """Return the trials whose running attempt is on record."""
+        return [trial for trial in self.record.trials.values() if trial.status == "running"]
 
     def _tidy(self, ended: Trial) -> None:
         """Delete what nobody needs: the checkpoint of a trial that ended, the weights of losers."""
@@ -383,3 +390,10 @@ class _Sweep:
         for name in sorted({*before, *after}):
             if before and before.get(name) != after.get(name):
                 self.say(f"warning: {name} was {before.get(name)}, is {after.get(name)}.")
+        threads = backend.describe()["threads"]
+        if self.record.threads not in (0, threads):
+            self.say(
+                f"warning: trained with {self.record.threads} threads so far, now with {threads}, "
+                f"which changes the fifth digit of a curve. As before: --threads "
+                f"{self.record.threads}."
+            )

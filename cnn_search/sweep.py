@@ -104,7 +104,9 @@ def main(
         reporter.close()
     summary = progress.summarise(outcome.record)
     if as_json:
-        click.echo(json.dumps(summary, indent=2))
+        summary["ledger"] = str(outcome.folder / "ledger.jsonl")
+        summary |= {"mlflow": outcome.mlflow, "undelivered": outcome.undelivered}
+        click.echo(json.dumps({**summary, "already": outcome.already}, indent=2))
     else:
         out = Console(width=None if Console().is_terminal else 120)
         progress.show_summary(out, summary)
@@ -169,7 +171,8 @@ def _describe(sweep: definition.Definition) -> str:
 def _what_next(sweep: Any, outcome: Any) -> list[str]:
     """Return the lines that say how it ended, and the next commands."""
     record, lines = outcome.record, [""]
-    again = f"python -m cnn_search.sweep {shlex.join(sys.argv[1:])}"
+    typed = [argument for argument in sys.argv[1:] if argument != "--new"]
+    again = f"python -m cnn_search.sweep {shlex.join(typed)}"
     if record.end == "interrupted":
         lines.append(f"Interrupted; nothing is lost. The same command goes on: {again}")
     elif record.end == "minutes":
@@ -179,11 +182,13 @@ def _what_next(sweep: Any, outcome: Any) -> list[str]:
     elif record.end == "failed":
         lines.append("Every trial failed; the last reason stands above. Traceback: in the ledger,")
         lines.append(f"{outcome.folder / 'ledger.jsonl'}")
+    elif outcome.already and sweep.oracle.kind == "hyperband":
+        lines.append("This sweep was finished, as Hyperband's brackets are. Another one: --new.")
     elif outcome.already:
         lines.append(f"This sweep was finished. To extend it: {again} --trials N; or --new.")
     if record.champion is not None and record.end != "interrupted":
-        lines.append(f"Champion: trial {record.champion}, models:/{sweep.name}@champion")
-        lines.append(f"  its files:  python -m cnn_search.registry pull {sweep.name}")
+        lines.append(f"Registered: trial {record.champion}, as a version of models:/{sweep.name}")
+        lines.append(f"  as files:   python -m cnn_search.registry pull {sweep.name}")
     if outcome.undelivered:
         lines.append(f"MLflow does not have everything: {outcome.undelivered}")
         lines.append(f"The ledger has; the same command delivers the rest: {again}")

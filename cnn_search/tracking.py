@@ -45,7 +45,7 @@ class Follower:
         self.store, self.folder = store, folder
         self._closing = threading.Event()
         self._problem = ""
-        self._deleted: set[str] = set()
+        self._notes: set[str] = set()
         self._thread = threading.Thread(target=self._follow, name="tracking", daemon=True)
 
     def start(self) -> None:
@@ -59,14 +59,14 @@ class Follower:
         if self._thread.is_alive():
             say("Writing the last of it into MLflow ...")
         self._thread.join()
-        if self._deleted:
-            say(f"note: deleted in MLflow, and left so: {', '.join(sorted(self._deleted))}.")
+        if self._notes:
+            say("\n".join(f"note: {note}" for note in sorted(self._notes)))
         return self._problem
 
     def deliver(self) -> str:
         """Deliver now what is not delivered yet; return why not, if it cannot be."""
         try:
-            _Delivery(self.store, self.folder, self._deleted).run()
+            _Delivery(self.store, self.folder, self._notes).run()
         except Exception as error:
             return first_line(error)
         return ""
@@ -77,7 +77,7 @@ class Follower:
         while True:
             closing = self._closing.is_set()
             try:
-                delivery = delivery or _Delivery(self.store, self.folder, self._deleted)
+                delivery = delivery or _Delivery(self.store, self.folder, self._notes)
                 delivery.run()
                 self._problem = ""
             except Exception as error:
@@ -95,8 +95,8 @@ class Follower:
 class _Delivery:
     """One connection to MLflow, and where in the ledger it stands."""
 
-    def __init__(self, store: Store, folder: Path, deleted: set[str]) -> None:
-        self.store, self.folder, self.deleted = store, folder, deleted
+    def __init__(self, store: Store, folder: Path, notes: set[str]) -> None:
+        self.store, self.folder, self.notes = store, folder, notes
         self.client = store.client()
         self.state_path = folder / "tracking.json"
         self.record = Record()
@@ -154,7 +154,7 @@ class _Delivery:
             return False  # the whole store is: everything is delivered anew
         if gone or "must be in the 'active' state" in str(error):
             which = next((key for key, run in self.runs.items() if run in str(error)), "another")
-            self.deleted.add(f"run {which}")
+            self.notes.add(f"run {which} was deleted in MLflow, and is left so")
             return True
         return False
 
@@ -312,7 +312,9 @@ class _Delivery:
 
     def _register(self, event: Event) -> None:
         trial = self.record.trials[event["trial"]]
-        models.register(self.client, self.record, self.folder, trial, self._run_of(event))
+        run = self._run_of(event)
+        if kept := models.register(self.client, self.record, self.folder, trial, run):
+            self.notes.add(kept)
 
     def _end_session(self, event: Event) -> None:
         run = self.runs["parent"]
@@ -347,9 +349,9 @@ def _note(record: Record) -> str:
     objective = record.definition["objective"]
     lines = [f"Best trials by `{objective}` (validation, not yet an answer):", ""]
     lines += [f"| trial | {objective} | parameters | |", "|---|---|---|---|"]
-    baseline = record.trials.get(0)
-    ranking = record.ranking()
-    rows = ranking[:5] + [t for t in ranking[5:] if t is baseline]
+    baseline = record.baseline
+    rows = record.ranking()[:5]
+    rows += [baseline] if baseline and baseline not in rows else []
     for trial in rows:
         score, parameters = trial.result["score"], trial.result["parameters"]
         lines.append(f"| {trial.number} | {score:.4f} | {parameters:,} | {trial.baseline} |")

@@ -176,7 +176,13 @@ def find_space(reference: str) -> Any:
 
 def make_space(setup: Setup, dataset: Dataset, seed: int = 1) -> Any:
     """Return the sweep's space, made for this data set, with everything that is not searched."""
-    return find_space(setup.space)(
+    space = find_space(setup.space)
+    if not hasattr(space, "baseline_values"):
+        raise DefinitionError(
+            f"search_space: expected a subclass of search_spaces.images.Space; received "
+            f"{setup.space!r}. Derive it from that class."
+        )
+    return space(
         input_shape=dataset.input_shape,
         classes=dataset.classes,
         train_images=len(dataset.train.labels),

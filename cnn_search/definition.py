@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cnn_search.errors import DefinitionError
 
-# what may change while a sweep goes on: how long it runs, and where its images lie
-NOT_IN_DIGEST = {"trials", "minutes", "data_dir", "keep_models"}
+# what may change while a sweep goes on: how long it runs, and where its images lie (which images
+# they are has a digest of its own)
+NOT_IN_DIGEST = {"trials", "minutes", "data", "data_dir", "keep_models"}
 
 
 class _Table(BaseModel):
@@ -218,7 +219,7 @@ def _find(name: str) -> tuple[Any, dict[str, Any], str]:
         own = path.resolve()
         stem = own.name if own.is_dir() else own.stem
         stem = re.sub(r"[^A-Za-z0-9._-]", "_", stem).lstrip("._-")
-        return files["images"], {"data": str(own)}, stem or "images"
+        return files["images"], {"data": name}, stem or "images"
     near = difflib.get_close_matches(name, files) or list(files)
     raise DefinitionError(
         f"{name}: expected the name of a sweep, a TOML file, or your own images (a folder, .npz or "

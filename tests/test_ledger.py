@@ -137,3 +137,21 @@ def test_an_event_is_on_the_disk_before_append_returns(ledger, monkeypatch):
     ask(ledger, 0)
     assert len(synced) == 1
     assert list(read_events(ledger.path))[-1][0]["kind"] == "ask"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_write_that_fails_closes_the_ledger_and_the_next_open_goes_on(ledger, monkeypatch, error):
+    def fail(descriptor):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cnn_search.ledger.os.fsync", fail)
+        with pytest.raises((LedgerError, KeyboardInterrupt)):
+            ask(ledger, 0)
+    with pytest.raises(LedgerError, match="an earlier write failed"):
+        ask(ledger, 1)
+    again = Ledger(ledger.path)
+    again.open()
+    again.append("end", reason="crashed")
+    again.close()
+    assert read_record(ledger.path).end == "crashed"

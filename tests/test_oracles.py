@@ -236,19 +236,22 @@ def test_narrowing_says_all_that_is_wrong_at_once():
     assert len(lines) == 3
     assert "[space] filter_1: no such hyperparameter" in lines[0]
     assert "[space] filters_1: expected 8, 16, 32, 64, 128; received [33]" in lines[1]
-    assert "[space] learning_rate: expected 0.0001 to 0.01; received [5]" in lines[2]
+    assert "[space] learning_rate: expected 0.0003 to 0.01; received [5]" in lines[2]
 
 
 def test_a_configuration_of_ones_own_is_completed_from_the_baseline():
     space = Space((8, 8, 1), 10, 100, Protocol(4))
     baseline = space.baseline_values("vgg_bn")
-    values = complete(whole_space(), baseline, {"depth": 4, "filters_4": 8, "optimiser": "sgd"})
-    assert values["filters_4"] == 8
+    mine = {"depth": 2, "filters_2": 8, "schedule": "cosine", "optimiser": "sgd"}
+    values = complete(whole_space(), baseline, mine)
+    assert values["filters_2"] == 8
+    assert values["warmup"] == 0.0
+    assert "filters_3" not in values
     assert values["momentum"] == 0.9
     assert "learning_rate" not in values
-    assert {
-        k: v for k, v in values.items() if k in baseline and k not in ("depth", "optimiser")
-    } == {k: v for k, v in baseline.items() if k not in ("depth", "optimiser", "learning_rate")}
+    changed = {name for name in baseline if values.get(name) != baseline[name]}
+    gone = {name for name in baseline if name.endswith("_3")} | {"learning_rate"}
+    assert changed == set(mine) | gone
     assert outside(whole_space(), values) == []
 
 
@@ -257,7 +260,7 @@ def test_a_configuration_of_ones_own_is_completed_from_the_baseline():
     [
         ({"filter": 3}, "expected a hyperparameter of the space"),
         ({"filters_1": 33}, "expected 8, 16, 32, 64, 128"),
-        ({"filters_4": 8}, "with the other values filters_4 has no effect"),
+        ({"depth": 2, "filters_3": 8}, "with the other values filters_3 has no effect"),
         ({"residual": 1}, "expected true, false"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 import pytest
 
@@ -18,9 +19,8 @@ TINY = {
     "filters_1": [8, 16],
     "padding_1": "same",
     "pooling_1": "max",
-    "stride": 1,
     "dense_units": [0, 64],
-    "batch_size": 128,
+    "batch_size": 64,
 }
 # a baseline is no point of this narrowed space, and is trained all the same
 SMALL = {"training.epochs": 2, "trials": 3, "space": TINY}
@@ -226,3 +226,32 @@ def test_a_signal_ends_the_sweep_cleanly_and_the_same_call_goes_on(tmp_path, dig
     assert again.record.end == "finished"
     assert again.record.trials[0].attempt == 2
     assert read_record(again.folder / "ledger.jsonl") == again.record
+
+
+def test_a_pause_between_two_runs_does_not_use_up_the_minutes(tmp_path, digits, monkeypatch):
+    """`sweep --minutes 60`, Ctrl-C after ten, the same command two hours later: it goes on."""
+    changes = {"trials": 1, "training.epochs": 15, "minutes": 30}
+    interrupted = []
+
+    def on_event(record, event):
+        if event["kind"] == "epoch" and not interrupted:
+            interrupted.append(True)
+            os.kill(os.getpid(), 2)
+
+    first = run(tmp_path, digits, changes, on_event=on_event)
+    assert first.record.end == "interrupted"
+    real = time.time
+    monkeypatch.setattr("cnn_search.ledger.time.time", lambda: real() + 7200)
+    again = run(tmp_path, digits, changes)
+    assert not again.already
+    assert again.record.end == "finished"
+
+
+def test_the_same_command_does_not_try_ones_own_configuration_twice(tmp_path, digits):
+    mine = {"depth": 1, "filters_1": 16}
+    changes = {"trials": 2, "training.epochs": 1}
+    first = run(tmp_path, digits, changes, tries=[mine])
+    assert [ask["source"] for ask in asks(first)] == ["baseline", "try"]
+    again = run(tmp_path, digits, changes, tries=[mine])
+    assert again.already
+    assert len(again.record.trials) == 2

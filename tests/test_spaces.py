@@ -155,6 +155,8 @@ def test_a_first_block_that_does_not_fit_keeps_the_size_of_its_map() -> None:
 def test_a_hyperparameter_is_inactive_where_it_has_no_effect(
     space: images.Space, values: dict[str, Any], inactive: list[str], active: list[str]
 ) -> None:
+    if "depth" in values and max(space.depth) < 4:
+        pytest.skip(f"the images of this space are too small for four blocks: {space.depth}")
     hp = space.hyperparameters(values)
     assert [name for name in inactive if hp.is_active(name) or name in hp.values] == []
     assert [name for name in active if not hp.is_active(name) or name not in hp.values] == []

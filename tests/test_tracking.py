@@ -673,7 +673,7 @@ def test_a_run_deleted_meanwhile_stays_deleted_and_the_rest_arrives(
     follower = tracking.Follower(empty, folder)
     follower.start()
     assert follower.close(said.append) == ""
-    assert f"note: deleted in MLflow, and left so: run {key}." in said
+    assert f"note: run {key} was deleted in MLflow, and is left so" in said
     runs = runs_of(empty)
     assert set(runs) == {"parent", "0-1", "1-1", "2-1"} - {key}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}

@@ -583,9 +583,11 @@ def test_done_tells_the_truth_about_the_model(straight: Attempt, digits: Dataset
 
 
 def test_done_tells_how_many_blocks_did_not_fit(digits: Dataset, tmp_path: Path) -> None:
-    values = PLAIN | {"depth": 4} | {f"pooling_{i}": "max" for i in (1, 2, 3, 4)}
-    values |= {f"filters_{i}": 8 for i in (1, 2, 3, 4)}
-    assert attempt(digits, tmp_path, values, 1).done["blocks_dropped"] == 1
+    values = PLAIN | {"depth": 3} | {f"pooling_{i}": "max" for i in (1, 2, 3)}
+    # 8 pixels: 6, pooled 3; then 1, which cannot be pooled
+    values |= {f"padding_{i}": "valid" for i in (1, 2, 3)}
+    values |= {f"filters_{i}": 8 for i in (1, 2, 3)}
+    assert attempt(digits, tmp_path, values, 1).done["blocks_dropped"] == 2
 
 
 def test_every_epoch_has_the_same_finite_metrics(straight: Attempt) -> None:

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slow
 SEED = int(os.environ.get("CNN_SEARCH_KILL_SEED", datetime.date.today().toordinal()))
 KILLS = 6
 EACH = {
-    "random": "trials = 5\n",
-    "grid": "trials = 5\n",
+    "random": "trials = 6\n",
+    "grid": "trials = 6\n",
     "bayesian": "trials = 8\n",  # the sixth ask is the first of its model
     "hyperband": "",
 }
@@ -80,17 +80,22 @@ def lines(folder: Path) -> int:
 
 
 def kill_until_it_ends(folder: Path, kind: str, rng: random.Random) -> int:
-    """Run the sweep to its end, killing it again and again; return the number of kills."""
-    kills = 0
+    """Run the sweep to its end, killing it again and again; return the number of kills.
+
+    After six to eight kills it is left alone: each costs the ten seconds of a new start.
+    """
+    kills, enough = 0, KILLS + rng.randint(0, 2)
     while True:
         process = start(folder, kind)
         before = lines(folder)
         # before it wrote anything, right after a line, or somewhat later
-        growth, delay = rng.choice([0, 2, 3, 4, 6, 8]), rng.choice([0.0, rng.uniform(0, 2)])
+        growth, delay = rng.choice([0, 1, 2, 3, 4, 5]), rng.choice([0.0, rng.uniform(0, 0.7)])
         while process.poll() is None and lines(folder) < before + growth:
             time.sleep(0.005)
+        if growth == 0:
+            delay += rng.uniform(0, 8)
         try:
-            process.wait(delay + (rng.uniform(0, 8) if growth == 0 else 0))
+            process.wait(delay if kills < enough else None)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -178,6 +178,7 @@ class _Sweep:
             engine.start()
             with interruptible(engine):
                 self._loop(engine)
+            engine.close()  # nothing runs: its thread ends, and lets go of the images
             self._end()
         except BaseException:
             self._crash()

@@ -17,11 +17,14 @@ def prepare(threads: int) -> None:
 
     The same seed gives the same curve to the last digit only with the same number of threads and
     with deterministic kernels; what that costs stands in docs/design.md. Both are read when the
-    backend starts.
+    backend starts: in a process that has it already, nothing is changed, so that `describe` stays
+    true.
 
     Args:
         threads: Threads of one training, at least 1.
     """
+    if "keras" in sys.modules:
+        return
     os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)
     os.environ["TF_NUM_INTEROP_THREADS"] = str(threads)
     os.environ["TF_DETERMINISTIC_OPS"] = "1"

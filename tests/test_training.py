@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from cnn_search import training
+from cnn_search import backend, training
 from cnn_search.datasets import Dataset, Part, load
 from cnn_search.errors import DefinitionError
 from cnn_search.network import build_network, count_flops
@@ -599,6 +599,12 @@ def test_every_epoch_has_the_same_finite_metrics(straight: Attempt) -> None:
 def test_events_are_plain_json(straight: Attempt) -> None:
     for kind, event in straight.events:
         assert json.loads(json.dumps(event, allow_nan=False)) == event, kind
+
+
+def test_threads_asked_for_after_the_backend_has_started_are_not_recorded() -> None:
+    before = backend.describe()
+    backend.prepare(threads=7)
+    assert backend.describe() == before
 
 
 def test_start_names_the_backend_and_its_threads(straight: Attempt) -> None:

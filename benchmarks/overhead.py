@@ -25,7 +25,15 @@ def main() -> None:
     options = parser.parse_args()
     trials, epochs = (2, 2) if options.quick else (8, 20)
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "cnn_search.sweep", "digits", "--mlruns", folder]
+        command = [
+            sys.executable,
+            "-m",
+            "cnn_search.sweep",
+            "digits",
+            "--no-final",
+            "--mlruns",
+            folder,
+        ]
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         start = time.time()
         subprocess.run(

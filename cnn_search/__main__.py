@@ -8,6 +8,9 @@ import sys
 COMMANDS = {
     "sweep": "train the book's model, search for a better one, register it",
     "baseline": "train a tutorial's model alone, as the tutorial does",
+    "score": "train the best and the book's model anew, score them on the test part",
+    "report": "write what a sweep found as one HTML page",
+    "replay": "train a trial again from what MLflow has of it, and compare",
     "registry": "list, show or pull the models that sweeps registered",
 }
 

@@ -23,7 +23,7 @@ from cnn_search.errors import DefinitionError
 
 # what may change while a sweep goes on: how long it runs, and where its images lie (which images
 # they are has a digest of its own)
-NOT_IN_DIGEST = {"trials", "minutes", "data", "data_dir", "keep_models"}
+NOT_IN_DIGEST = {"trials", "minutes", "data", "data_dir", "keep_models", "final"}
 
 
 class _Table(BaseModel):
@@ -92,6 +92,20 @@ class OracleTable(_Table):
         return self
 
 
+class FinalTable(_Table):
+    """[final]: what is trained again at the end, and scored on the test part.
+
+    Attributes:
+        top: How many of the best configurations.
+        seeds: How often each of them, and each baseline, is trained.
+        baselines: Their names; empty for the data set's first, "all" for each.
+    """
+
+    top: Annotated[int, Field(ge=1)] = 3
+    seeds: Annotated[int, Field(ge=2, le=100)] = 5
+    baselines: list[str] = []
+
+
 class Definition(_Table):
     """A sweep: one search over one data set.
 
@@ -109,6 +123,7 @@ class Definition(_Table):
         baselines: The first is trial 0; empty for the data set's first, "all" for each.
         keep_models: How many of the best trials keep their weights.
         training, oracle: See there.
+        final: See there; without it, a sweep ends with its search.
         space: Fixes a hyperparameter (a value) or narrows it (a list of values).
     """
 
@@ -128,11 +143,19 @@ class Definition(_Table):
     keep_models: Annotated[int, Field(ge=1)] = 3
     training: TrainingTable = TrainingTable()
     oracle: OracleTable = OracleTable()
+    final: FinalTable | None = None
     space: dict[str, Any] = {}
 
     def as_json(self) -> dict[str, Any]:
         """Return the definition as the ledger keeps it."""
         return self.model_dump(mode="json")
+
+
+TABLES: dict[str, type[BaseModel]] = {
+    "training": TrainingTable,
+    "oracle": OracleTable,
+    "final": FinalTable,
+}
 
 
 def digest(definition: Mapping[str, Any]) -> str:
@@ -232,14 +255,11 @@ def _problem(file: Any, problem: Any) -> str:
     where = [
         str(part) for part in problem["loc"] if not str(part).startswith(("list[", "function"))
     ]
-    table = (
-        f"[{where[0]}] " if len(where) > 1 and where[0] in ("training", "oracle", "space") else ""
-    )
+    table = f"[{where[0]}] " if len(where) > 1 and where[0] in (*TABLES, "space") else ""
     key = ".".join(where[1:] if table else where)
     received = json.dumps(problem["input"])
     if problem["type"] == "extra_forbidden":
-        tables: dict[str, type[BaseModel]] = {"training": TrainingTable, "oracle": OracleTable}
-        known = tables.get(where[0], Definition)
+        known = TABLES.get(where[0], Definition)
         near = difflib.get_close_matches(where[-1], known.model_fields)
         keys = near or list(known.model_fields)
         return f"{file}: {table}{key}: no such key; did you mean {', '.join(keys)}? Correct it."

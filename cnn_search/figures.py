@@ -116,16 +116,9 @@ def draw_trial(
     Returns:
         The files of the folder that are worth showing, and a line for each that cannot be had.
     """
-
-    def draw_saved() -> list[Path]:
-        with np.load(folder / "predictions.npz") as saved:
-            arrays = saved["images"], saved["labels"], saved["probabilities"]
-        figure = draw_predictions(*arrays, class_names)
-        return [save(figure, folder / "validation_predictions.png")]
-
     drawings: list[Callable[[], list[Path]]] = [
         lambda: [save(draw_curves(curve, title), folder / "curves.png")],
-        draw_saved,
+        lambda: [draw_saved(folder, "validation", class_names)],
         lambda: render_diagram(folder / "diagram.dot"),
     ]
     wanted = [folder / "configuration.json", folder / "summary.txt"]
@@ -137,6 +130,13 @@ def draw_trial(
         except Exception as error:  # one picture is not worth the others
             missing.append((str(error) or type(error).__name__).splitlines()[0])
     return files, missing
+
+
+def draw_saved(folder: Path, part: str, class_names: Sequence[str]) -> Path:
+    """Draw the predictions of "validation" or "test" images that a trial left in its folder."""
+    with np.load(folder / f"{part}_predictions.npz") as saved:
+        arrays = saved["images"], saved["labels"], saved["probabilities"]
+    return save(draw_predictions(*arrays, class_names), folder / f"{part}_predictions.png")
 
 
 def save(figure: Figure, path: Path) -> Path:

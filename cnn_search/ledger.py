@@ -10,6 +10,12 @@ One JSON object a line, in the order of events, each on the disk before the next
     stop      the driver tells an attempt to stop, and why
     done | failed | stopped | killed                                (how an attempt ended)
     champion  the best trial so far is to be registered
+    plan      a final scoring begins: which configurations, how many seeds
+    retrain   a configuration of the plan with a fresh seed; it starts, ends ... as a trial does, by
+              its number as `final` instead of `trial`
+    test      a retrained model was scored on the test part
+    scored    every retrained model was; the winner is to be registered
+    ablation  which change brings how much is to be found out: the changes, how many seeds
     end       the driver ends, and why
 
 A sweep is resumed by replaying its ledger; MLflow follows it. `check` is the CRC-32 of the line
@@ -18,16 +24,19 @@ without it, `n` counts the lines: a line that was changed or lost is noticed.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from cnn_search.errors import LedgerError
@@ -43,7 +52,7 @@ class Trial:
         number: From 0; trial 0 is the baseline.
         values: Hyperparameter values by name.
         seed, epochs, parent: See `training.Task`.
-        source: Who asked for it: "baseline", "try" or "oracle".
+        source: Who asked for it: "baseline", "try", "oracle"; or "final".
         baseline: The name of the baseline that it is, or "".
         oracle: What the oracle wants to know again at a replay (Hyperband's "tuner/..." entries).
         status: "waiting", "running", "finished", "failed", or "stopped" (it goes on later).
@@ -52,6 +61,8 @@ class Trial:
         seconds: Of each epoch, by its number.
         result: The fields of "done".
         failure: The fields of "failed".
+        finalist: Of a retraining: whose, by its name in the plan.
+        tests: Of a retraining: the fields of "test", by which weights were scored.
     """
 
     number: int
@@ -68,44 +79,100 @@ class Trial:
     seconds: dict[int, float] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     failure: dict[str, Any] = field(default_factory=dict)
+    finalist: str = ""
+    tests: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def folder(self, sweep: Path) -> Path:
+        """Return where its files are, in the folder of its sweep."""
+        part = sweep / "final" if self.source == "final" else sweep
+        return part / "trials" / f"{self.number:04d}"
 
 
 @dataclass
 class Record:
-    """A sweep as its ledger tells it: every event so far, folded."""
+    """A sweep as its ledger tells it: every event so far, folded.
+
+    Attributes:
+        header: The event "sweep".
+        trials: Of the search, by number.
+        seconds: Spent on the search, over all sessions; final scorings left out.
+        session: The last event "session".
+        sessions, threads, versions: How many there were; those of the last.
+        champion: The trial that was last to be registered.
+        end: Why the last search ended; empty while it runs.
+        last_time: Of the last event.
+        job: What the last session is for, "search" or "final".
+        plans: Every final scoring's event "plan", the last of which holds.
+        finals: Retrainings, by number.
+        scored: The event "scored" of the last plan; empty before it is.
+        ablation: The last event "ablation"; empty if there was none.
+        scoring_end: Why the last final scoring ended; empty while it runs.
+    """
 
     header: Event = field(default_factory=dict)
     trials: dict[int, Trial] = field(default_factory=dict)
     seconds: float = 0.0
+    session: Event = field(default_factory=dict)
     sessions: int = 0
     threads: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     champion: int | None = None
     end: str = ""
     last_time: float = 0.0
+    plans: list[Event] = field(default_factory=list)
+    finals: dict[int, Trial] = field(default_factory=dict)
+    scored: Event = field(default_factory=dict)
+    ablation: Event = field(default_factory=dict)
+    scoring_end: str = ""
+    job: str = ""
 
     def apply(self, event: Event) -> None:
         """Take in the next event."""
         kind = event["kind"]
         if kind == "session":
+            self.job = event.get("job", "search")
             self.sessions += 1
-            self.versions, self.end = event["versions"], ""
-        elif self.sessions:
+            self.session, self.versions = event, event["versions"]
+            if self.job == "search":
+                self.end = ""
+            else:
+                self.scoring_end = ""
+        elif self.job == "search":
             self.seconds += max(0.0, event["time"] - self.last_time)
         self.last_time = event["time"]
         if kind == "sweep":
             self.header = event
         elif kind == "champion":
             self.champion = event["trial"]
+        elif kind == "plan":
+            self.plans.append(event)
+            self.scored = {}
+        elif kind == "retrain":
+            self.finals[event["final"]] = Trial(
+                event["final"],
+                event["values"],
+                event["seed"],
+                event["epochs"],
+                parent=None,
+                source="final",
+                baseline="",
+                oracle={},
+                finalist=event["finalist"],
+            )
+        elif kind in ("scored", "ablation"):
+            setattr(self, kind, event)
         elif kind == "end":
-            self.end = event["reason"]
+            if self.job == "search":
+                self.end = event["reason"]
+            else:
+                self.scoring_end = event["reason"]
         elif kind == "ask":
             fields = ("values", "seed", "epochs", "parent", "source", "baseline", "oracle")
             self.trials[event["trial"]] = Trial(
                 event["trial"], **{name: event[name] for name in fields}
             )
         elif kind != "session":
-            self._apply_to_trial(self.trials[event["trial"]], event)
+            self._apply_to_trial(self.trial_of(event), event)
 
     def _apply_to_trial(self, trial: Trial, event: Event) -> None:
         kind = event["kind"]
@@ -117,14 +184,19 @@ class Record:
             trial.seconds[event["epoch"]] = event["seconds"]
         elif kind == "done":
             trial.status = "finished"
-            trial.result = {
-                k: v for k, v in event.items() if k not in ("kind", "n", "time", "trial")
-            }
+            without = ("kind", "n", "time", "trial", "final")
+            trial.result = {k: v for k, v in event.items() if k not in without}
         elif kind == "failed":
             trial.status = "failed"
             trial.failure = {k: event[k] for k in ("reason", "message", "traceback")}
         elif kind in ("stopped", "killed"):
             trial.status = "stopped"
+        elif kind == "test":
+            trial.tests[event["weights"]] = event
+
+    def trial_of(self, event: Event) -> Trial:
+        """Return the trial or retraining that an event is about."""
+        return self.finals[event["final"]] if "final" in event else self.trials[event["trial"]]
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -136,6 +208,16 @@ class Record:
         """Trial 0, if it finished."""
         trial = self.trials.get(0)
         return trial if trial is not None and trial.status == "finished" else None
+
+    def retrainings(self, finalist: str) -> list[Trial]:
+        """Return the retrainings of a finalist of the last plan, as many as it has seeds."""
+        plan = self.plans[-1]
+        values = next(f["values"] for f in plan["finalists"] if f["name"] == finalist)
+        return self.retrained(values, plan["seeds"])
+
+    def retrained(self, values: Mapping[str, Any], seeds: int) -> list[Trial]:
+        """Return the first retrainings with these values, in the order of their seeds."""
+        return [trial for trial in self.finals.values() if trial.values == values][:seeds]
 
     def ranking(self) -> list[Trial]:
         """Return the finished trials of full fidelity, best first, each configuration once.
@@ -155,6 +237,17 @@ class Record:
         for trial in sorted(finished, key=rank):
             best.setdefault(json.dumps(trial.values, sort_keys=True), trial)
         return list(best.values())
+
+
+def pack_bits(bits: npt.NDArray[np.bool_]) -> str:
+    """Return bits `(n,)` as a text for an event: base64, eight a byte."""
+    return base64.b64encode(np.packbits(bits).tobytes()).decode()
+
+
+def unpack_bits(packed: str, count: int) -> npt.NDArray[np.bool_]:
+    """Return the `count` bits that were packed."""
+    octets = np.frombuffer(base64.b64decode(packed), np.uint8)
+    return np.unpackbits(octets, count=count).astype(bool)
 
 
 class Ledger:

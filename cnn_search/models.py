@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
+
+# first of all that import mlflow: it says how mlflow is to behave
+from cnn_search.store import Store, first_line  # isort: skip
+import mlflow
 from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -18,119 +21,92 @@ from mlflow.models import Model
 from mlflow.models.signature import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+from cnn_search import evidence, promotion
+from cnn_search.aliases import CHAMPION, PROMOTION
 from cnn_search.errors import TrackingError
+from cnn_search.evidence import MARK
 from cnn_search.ledger import Record, Trial
-from cnn_search.store import Store, first_line
-
-CHAMPION = "champion"
-MARK = "cnn_search.sweep"  # on every version that is ours
 
 
 def register(
     client: mlflow.MlflowClient, record: Record, folder: Path, trial: Trial, run: str
 ) -> str:
-    """Make the trial's model a version of the sweep's registered model, and its champion.
+    """Make a trial's or retraining's model a version of the sweep's registered model, and judge it.
 
-    A champion of another sweep over the same images that scores better stays it. A trial that is
-    registered already keeps its version. One whose weights were deleted since (a better one was
-    found) is passed over, with a tag on its run.
+    One that is registered already keeps its version, and what was decided. One whose weights were
+    deleted since (a better one was found) is passed over, with a tag on its run.
 
     Args:
         client: Of the store.
-        record: The sweep.
+        record: The sweep, as it was when this was the best of the search, or was scored.
         folder: The sweep's folder.
         trial: The one to register.
         run: Its MLflow run.
 
     Returns:
-        Why the champion is another one; empty if it is this one.
+        What is to be said: whether it became champion or challenger, and why (see `promotion`);
+        empty where the best of a search became champion, as it does if nothing is against it.
     """
-    name = record.definition["name"]
-    marks = {MARK: record.header["sweep"], "cnn_search.trial": str(trial.number)}
-    for version in client.search_model_versions(f"name = '{name}'"):
-        if marks.items() <= version.tags.items():
-            break
-    else:
-        files = folder / "trials" / f"{trial.number:04d}"
-        if not (files / "model.keras").exists():
+    version = _find_version(client, record, trial)
+    if version is None:
+        if not (trial.folder(folder) / "model.keras").exists():
             client.set_tag(run, "not_registered", "its weights are no longer on the disk")
-            return f"trial {trial.number} is not registered: its weights are no longer on the disk"
-        version = _create_version(client, record, files, trial, run, marks)
-    champion = _better_champion(client, record, version)
-    if champion is None:
-        client.set_registered_model_alias(name, CHAMPION, version.version)
-    outputs = client.get_run(run).outputs
-    if not outputs or not outputs.model_outputs:
-        # last: it fails for a run that was deleted in the UI
-        client.log_outputs(run, [LoggedModelOutput(version.tags["model_id"], step=0)])
-    if champion is None:
-        return ""
-    objective = record.definition["objective"]
-    return (
-        f"models:/{name}@{CHAMPION} stays version {champion.version}, of another sweep "
-        f"({champion.tags[MARK]}): its {objective} is {champion.tags[objective]}; the best of this "
-        f"one is version {version.version}"
-    )
+            which = "retraining" if trial.source == "final" else "trial"
+            return (
+                f"{which} {trial.number} is not registered: its weights are no longer on the disk"
+            )
+        version = _create_version(client, record, trial.folder(folder), trial, run)
+    told = promotion.decide(client, version, record.header["direction"])
+    plain = trial.source != "final" and f"became {CHAMPION}:" in told
+    return "" if plain else told
 
 
-def _better_champion(
-    client: mlflow.MlflowClient, record: Record, version: ModelVersion
-) -> ModelVersion | None:
-    """Return the present champion if it is another sweep's, comparable, and better."""
-    objective = record.definition["objective"]
-    try:
-        champion = client.get_model_version_by_alias(version.name, CHAMPION)
-    except MlflowException:
-        return None  # there is none yet
-    same = ("objective", "data_digest", "evidence")
-    if champion.tags.get(MARK) == version.tags.get(MARK):
-        return None
-    if any(champion.tags.get(tag) != version.tags.get(tag) for tag in same):
-        return None
-    gain = float(champion.tags[objective]) - float(version.tags[objective])
-    better = gain > 0 if record.header["direction"] == "max" else gain < 0
-    return champion if better else None
+def _find_version(client: mlflow.MlflowClient, record: Record, trial: Trial) -> ModelVersion | None:
+    marks = evidence.marks(record, trial)
+    versions = client.search_model_versions(f"name = '{record.definition['name']}'")
+    return next((v for v in versions if marks.items() <= v.tags.items()), None)
+
+
+def link(client: mlflow.MlflowClient, record: Record, trial: Trial, run: str) -> None:
+    """Tell a run which model was registered of it, and what became of that.
+
+    Raises:
+        MlflowException: the run was deleted in the UI; it is registered all the same.
+    """
+    version = _find_version(client, record, trial)
+    if version is None:
+        return
+    client.set_tag(run, PROMOTION, version.tags[PROMOTION])
+    outputs, model = client.get_run(run).outputs, version.tags["model_id"]
+    if model not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
+        client.log_outputs(run, [LoggedModelOutput(model, step=0)])
 
 
 def _create_version(
-    client: mlflow.MlflowClient,
-    record: Record,
-    files: Path,
-    trial: Trial,
-    run: str,
-    marks: dict[str, str],
+    client: mlflow.MlflowClient, record: Record, files: Path, trial: Trial, run: str
 ) -> ModelVersion:
-    name, objective, sweep = (
-        record.definition["name"],
-        record.definition["objective"],
-        record.header["sweep"],
-    )
-    data, score = record.header["data"], trial.result["score"]
-    logged = _log_model(client, files / "model.keras", data, run)
-    with np.load(files / "predictions.npz") as saved:
+    name, data = record.definition["name"], record.header["data"]
+    scores = evidence.write_scores(record) if trial.source == "final" else ""
+    logged = _log_model(client, files / "model.keras", data, scores, run)
+    with np.load(files / "validation_predictions.npz") as saved:
         example = {"inputs": saved["images"][:1].tolist()}
     client.log_text(run, json.dumps(example), "example_input.json")
     client.log_text(run, json.dumps(data["class_names"]), "class_names.json")
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, description=f"Best models of the sweep {name}.")
+    tags = {**evidence.write_tags(record, trial), "model_id": logged.model_id}
+    judged = evidence.describe(tags)
+    if trial.source == "final":
+        winner, number = record.scored["winner"], trial.number
+        about = f"{winner} of {record.header['sweep']}, retraining {number}: {judged}"
+    else:
+        about = f"Trial {trial.number} of {record.header['sweep']}: {judged}, not yet an answer"
     return client.create_model_version(
         name,
         logged.artifact_location,  # "models:/ID" would be looked up in the global store
         run,
-        tags={
-            **marks,
-            "model_id": logged.model_id,
-            "evidence": "validation",
-            "data_digest": data["digest"],
-            "objective": objective,
-            objective: f"{score:.6f}",
-            "parameters": str(trial.result["parameters"]),
-            "class_names": json.dumps(data["class_names"]),
-        },
-        description=(
-            f"Trial {trial.number} of {sweep}: {objective} {score:.4f} on validation images "
-            "(a validation score, not yet an answer)."
-        ),
+        tags=tags,
+        description=f"{about}.",
         model_id=logged.model_id,
     )
 
@@ -150,9 +126,9 @@ class _SavedModel:
 
 
 def _log_model(
-    client: mlflow.MlflowClient, file: Path, data: dict[str, Any], run: str
+    client: mlflow.MlflowClient, file: Path, data: dict[str, Any], scores: str, run: str
 ) -> LoggedModel:
-    """Log a `.keras` file as an MLflow model of a run, and return that."""
+    """Log a `.keras` file as an MLflow model of a run, its test scores beside it; return that."""
     import keras
     import mlflow.keras
 
@@ -173,6 +149,8 @@ def _log_model(
             pip_requirements=[f"keras=={keras.__version__}", backend, "mlflow"],
             metadata={"class_names": data["class_names"]},
         )
+        if scores:
+            (target / evidence.SCORES).write_text(scores, encoding="utf-8")
         client.log_model_artifacts(logged.model_id, str(target))
     client.finalize_logged_model(logged.model_id, "READY")
     return logged
@@ -181,95 +159,120 @@ def _log_model(
 def list_models(store: Store) -> list[dict[str, Any]]:
     """Return what is known of every champion that a sweep registered."""
     client = store.client()
-    return [_describe(client, version) for version in _champions(client)]
+    return [_describe(client, version, CHAMPION) for version in _holders(client, CHAMPION)]
 
 
-def _champions(client: mlflow.MlflowClient) -> Iterator[ModelVersion]:
+def _holders(client: mlflow.MlflowClient, alias: str) -> Iterator[ModelVersion]:
+    """Yield the versions of ours that have an alias."""
     token: str | None = ""
     while token is not None:
         page = client.search_registered_models(max_results=1000, page_token=token or None)
         for model in page:
-            if CHAMPION in (model.aliases or {}):
-                version = client.get_model_version_by_alias(model.name, CHAMPION)
+            if alias in (model.aliases or {}):
+                version = client.get_model_version_by_alias(model.name, alias)
                 if MARK in version.tags:  # others may use the same server
                     yield version
         token = page.token or None
 
 
-def show_model(store: Store, name: str) -> dict[str, Any]:
-    """Return what is known of the champion of `name`.
+def show_model(store: Store, name: str, alias: str = CHAMPION) -> dict[str, Any]:
+    """Return what is known of the version of `name` that has an alias.
 
     Raises:
         TrackingError: there is none.
     """
     client = store.client()
-    return _describe(client, _champion(client, name))
+    return _describe(client, _holder(client, name, alias), alias)
 
 
-def _champion(client: mlflow.MlflowClient, name: str) -> ModelVersion:
-    champions = {version.name: version for version in _champions(client)}
-    if name not in champions:
-        raise TrackingError(
-            f"registry: expected a model with a champion, one of {', '.join(champions) or 'none'}; "
-            f"received {name!r}. Run `python -m cnn_search.sweep {name}` first."
-        )
-    return champions[name]
+def _holder(client: mlflow.MlflowClient, name: str, alias: str) -> ModelVersion:
+    holders = {version.name: version for version in _holders(client, alias)}
+    if name in holders:
+        return holders[name]
+    remedy = f"Run `python -m cnn_search.sweep {name}` first"
+    if alias != CHAMPION:
+        remedy = "A version becomes it when it is registered and not promoted; or leave --alias out"
+    raise TrackingError(
+        f"registry: expected a model with a {alias}, one of {', '.join(holders) or 'none'}; "
+        f"received {name!r}. {remedy}."
+    )
 
 
-def _describe(client: mlflow.MlflowClient, version: ModelVersion) -> dict[str, Any]:
+def _describe(client: mlflow.MlflowClient, version: ModelVersion, alias: str) -> dict[str, Any]:
     tags = version.tags
     try:
         values = client.get_run(version.run_id or "").data.params
     except MlflowException:  # deleted for good; the model is not
         values = {}
+    trial = tags.get("cnn_search.trial", tags.get("finalist_trial"))
+    retraining = tags.get("cnn_search.final")
     return {
         "name": version.name,
         "version": int(version.version),
-        "alias": CHAMPION,
-        "uri": f"models:/{version.name}@{CHAMPION}",
+        "alias": alias,
+        "uri": f"models:/{version.name}@{alias}",
         "sweep": tags[MARK],
-        "trial": int(tags["cnn_search.trial"]),
+        "finalist": tags.get("finalist", f"trial {trial}"),
+        "trial": None if trial is None else int(trial),
+        "retraining": None if retraining is None else int(retraining),
         "run": version.run_id,
         "evidence": tags["evidence"],
         "objective": tags["objective"],
         "score": float(tags[tags["objective"]]),
+        "test": evidence.as_json(tags),
+        "summary": evidence.describe(tags),
+        "promotion": tags.get(PROMOTION, ""),
         "parameters": int(tags["parameters"]),
         "class_names": json.loads(tags["class_names"]),
         "hyperparameters": dict(sorted(values.items())),
     }
 
 
-def pull_model(store: Store, name: str, folder: Path) -> list[Path]:
-    """Write a champion's `.keras` file, class names and configuration into `folder`.
+def pull_model(store: Store, name: str, folder: Path, alias: str = CHAMPION) -> list[Path]:
+    """Write a version's `.keras` file, class names and configuration into `folder`.
 
     Returns:
         The files written: `NAME.keras`, `NAME.classes.json`, `NAME.configuration.json`.
 
     Raises:
-        TrackingError: there is no such champion, or `folder` cannot be written.
+        TrackingError: no such version has the alias, its files are gone, or `folder` cannot be
+            written.
     """
-    version = _champion(store.client(), name)
+    version = _holder(store.client(), name, alias)
     ends = (".keras", ".classes.json", ".configuration.json")
     files = [folder / f"{name}{end}" for end in ends]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as fetched:
-            # by its source, since "models:/..." would be looked up in the global store
-            model = mlflow.artifacts.download_artifacts(
-                version.source, dst_path=f"{fetched}/model", tracking_uri=store.uri
-            )
-            configuration = mlflow.artifacts.download_artifacts(
-                run_id=version.run_id,
-                artifact_path="configuration.json",
-                dst_path=fetched,
-                tracking_uri=store.uri,
-            )
-            shutil.copyfile(Path(model) / "data" / "model.keras", files[0])
+    with tempfile.TemporaryDirectory() as fetched:
+        model, configuration = _fetch(store, version, fetched)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(model, files[0])
             shutil.copyfile(configuration, files[2])
-        files[1].write_text(version.tags["class_names"] + "\n", encoding="utf-8")
-    except (OSError, MlflowException) as error:
-        raise TrackingError(
-            f"registry: expected to write {name} into {folder}; received {first_line(error)}. "
-            "Correct it or pass another --to."
-        ) from None
+            files[1].write_text(version.tags["class_names"] + "\n", encoding="utf-8")
+        except OSError as error:
+            raise TrackingError(
+                f"registry: expected to write {name} into {folder}; received {first_line(error)}. "
+                "Correct it or pass another --to."
+            ) from None
     return files
+
+
+def _fetch(store: Store, version: ModelVersion, folder: str) -> tuple[Path, Path]:
+    """Download a version's `.keras` file and configuration into `folder`; return where they are."""
+    try:
+        # by its source, since "models:/..." would be looked up in the global store
+        model = mlflow.artifacts.download_artifacts(
+            f"{version.source}/data/model.keras", dst_path=folder, tracking_uri=store.uri
+        )
+        configuration = mlflow.artifacts.download_artifacts(
+            run_id=version.run_id,
+            artifact_path="configuration.json",
+            dst_path=folder,
+            tracking_uri=store.uri,
+        )
+    except Exception as error:  # whatever the artifacts' store raises: each has its own
+        raise TrackingError(
+            f"registry: expected the files of {version.name} version {version.version}; received "
+            f"{first_line(error)}. If they were deleted, another version can be champion: "
+            f"python -m cnn_search.registry rollback {version.name}"
+        ) from None
+    return Path(model), Path(configuration)

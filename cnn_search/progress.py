@@ -21,7 +21,7 @@ class Reporter:
 
     Args:
         console: Where to; standard error, so that standard output has the answer alone.
-        trials, epochs: How many there will be, in all.
+        trials, epochs: How many there will be, in all; a final scoring's plan says its own.
         minutes: The sweep's limit, if it has one.
     """
 
@@ -51,12 +51,15 @@ class Reporter:
 
     def __call__(self, record: Record, event: Event) -> None:
         kind = event["kind"]
+        if kind == "plan":
+            self.trials = len(event["finalists"]) * event["seeds"]
+            self.epochs = self.trials * event["epochs"]
         if kind == "start":
-            self._on_start(record, record.trials[event["trial"]])
+            self._on_start(record, record.trial_of(event))
         elif kind == "epoch":
-            self._on_epoch(record, record.trials[event["trial"]], event)
+            self._on_epoch(record, record.trial_of(event), event)
         elif kind in ("done", "failed", "stopped"):
-            trial = record.trials[event["trial"]]
+            trial = record.trial_of(event)
             if trial.number in self._tasks:
                 self._bars.remove_task(self._tasks.pop(trial.number))
             self.say(f"{self._name(trial)}: {_ending(record, trial, event)}")
@@ -65,12 +68,15 @@ class Reporter:
             self.say(f"{event['reason']}: ending after the running {after} ...")
 
     def _name(self, trial: Trial) -> str:
+        if trial.source == "final":
+            return f"final {trial.number} ({trial.number + 1} of {self.trials}): {trial.finalist}"
         number = f"trial {trial.number} ({trial.number + 1} of {self.trials})"
         return number + (f" (baseline {trial.baseline})" if trial.baseline else "")
 
     def _on_start(self, record: Record, trial: Trial) -> None:
         again = f", attempt {trial.attempt}" if trial.attempt > 1 else ""
-        self.say(f"{self._name(trial)}{again}: {changes(record, trial, limit=8)}")
+        what = f"seed {trial.seed}" if trial.source == "final" else changes(record, trial, limit=8)
+        self.say(f"{self._name(trial)}{again}: {what}")
         if self.console.is_terminal:
             self._bars.start()
             self._tasks[trial.number] = self._bars.add_task(
@@ -80,7 +86,7 @@ class Reporter:
     def _on_epoch(self, record: Record, trial: Trial, event: Event) -> None:
         objective = record.definition["objective"]
         news = f"{objective} {event['metrics'][objective]:.4f}"
-        if ranking := record.ranking():
+        if trial.source != "final" and (ranking := record.ranking()):
             news += f"  best {ranking[0].result['score']:.4f}"
         news += f"  {self._time_left(record)}"
         if trial.number in self._tasks:
@@ -91,9 +97,10 @@ class Reporter:
 
     def _time_left(self, record: Record) -> str:
         """Estimate what is left from the mean epoch so far: a rough guide, as networks differ."""
-        epochs = [s for trial in record.trials.values() for s in trial.seconds.values()]
+        trials = record.finals if record.job == "final" else record.trials
+        epochs = [s for trial in trials.values() for s in trial.seconds.values()]
         left = max(0, self.epochs - len(epochs)) * sum(epochs) / len(epochs)
-        if self.minutes:
+        if self.minutes and record.job == "search":
             left = min(left, self.minutes * 60 - record.seconds)
         return f"about {duration(max(0.0, left))} left"
 
@@ -211,10 +218,53 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     console.print(
         f"{trials}; {summary['epochs']} epochs in {duration(summary['seconds'])}.", highlight=False
     )
-    console.print(
-        "The difference is one of validation scores, the best of several: not yet an answer.",
-        highlight=False,
-    )
+
+
+def show_answer(console: Console, answer: Mapping[str, Any]) -> None:
+    """Print the answer: in a sentence and, where the test part was scored, as a table."""
+    console.print(f"\n{answer['sentence']}\n", highlight=False)
+    if answer["state"] != "scored":
+        return
+    table = Table(title="Trained anew, scored on the test part", title_justify="left")
+    table.add_column("", no_wrap=True)
+    for column in ("test accuracy", "95 % interval", "winner's gain", "95 % interval"):
+        table.add_column(column, justify="right")
+    for column in ("parameters", "seconds"):
+        table.add_column(column, justify="right")
+    for row in answer["rows"]:
+        difference = answer["differences"].get(row["name"])
+        table.add_row(
+            f"baseline {row['name']}" if row["baseline"] else row["name"],
+            f"{100 * row['accuracy']['mean']:.2f} %",
+            _interval(row["accuracy"], ""),
+            f"{100 * difference['mean']:+.2f} points" if difference else "",
+            _interval(difference, "+") if difference else "",
+            f"{row['parameters']:,}",
+            f"{row['training_seconds']:.0f}",
+        )
+    console.print(table)
+    if not answer["ablation"]:
+        return
+    steps = Table(title="One change at a time, by validation", title_justify="left")
+    for column in ("", "alone on the book's model", "with all above", "step"):
+        steps.add_column(column, justify="right" if column else "left")
+    before = None
+    for row in answer["ablation"]:
+        alone, path = (
+            "failed" if r is None else f"{r['mean']:.4f}" for r in (row["alone"], row["path"])
+        )
+        step = ""
+        if before and row["path"]:
+            step = f"{row['path']['mean'] - before['mean']:+.4f}"
+        steps.add_row(row["change"] or "the book's model", alone, path, step)
+        before = row["path"] or before
+    console.print(steps)
+
+
+def _interval(estimate: Mapping[str, Any], sign: str) -> str:
+    if estimate["low"] is None:
+        return "none"
+    return f"{100 * estimate['low']:{sign}.2f} to {100 * estimate['high']:{sign}.2f}"
 
 
 def _difference(objective: str, row: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> str:

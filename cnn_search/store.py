@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sqlite3
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,8 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow  # noqa: E402
+from mlflow.entities import Run  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
 
 from cnn_search.errors import TrackingError  # noqa: E402
 
@@ -71,6 +74,121 @@ class Store:
                 f"{found.experiment_id}), or set MLFLOW_EXPERIMENT_NAME to another name."
             )
         return str(found.experiment_id)
+
+
+def read_run(store: Store, run_id: str) -> Run:
+    """Return a run by its id.
+
+    Raises:
+        TrackingError: there is none, or it was deleted.
+    """
+    try:
+        run = store.client().get_run(run_id)
+    except MlflowException as error:
+        raise TrackingError(
+            f"MLflow: expected the id of a run of {store.address}; received {run_id!r} "
+            f"({first_line(error)}). The id stands in the run's address in the UI."
+        ) from None
+    if run.info.lifecycle_stage != "active":
+        raise TrackingError(
+            f"MLflow: expected a run of {store.address} that is there; {run_id} was deleted. "
+            f"Restore it: mlflow runs restore --run-id {run_id}"
+        )
+    return run
+
+
+def find_runs(store: Store, experiment_id: str, tag: str, value: str) -> Iterator[Run]:
+    """Yield the runs of an experiment that have this tag and were not deleted.
+
+    Raises:
+        TrackingError: the server does not answer.
+    """
+    client, token = store.client(), None
+    query = f"tags.`{tag}` = '{value}'"
+    try:
+        while True:
+            page = client.search_runs([experiment_id], query, page_token=token)
+            yield from page
+            if not (token := page.token):
+                return
+    except MlflowException as error:
+        raise TrackingError(
+            f"MLflow: expected the runs with {tag} {value!r} from {store.address}; received "
+            f"{first_line(error)}. Try again."
+        ) from None
+
+
+def read_curve(store: Store, run: Run) -> dict[int, dict[str, float]]:
+    """Return every metric of a run by its step, with all its digits: MLflow keeps doubles.
+
+    Raises:
+        TrackingError: the server does not answer.
+    """
+    client = store.client()
+    curve: dict[int, dict[str, float]] = {}
+    try:
+        for name in run.data.metrics:
+            points = client.get_metric_history(run.info.run_id, name)
+            for point in sorted(points, key=lambda point: point.timestamp):
+                curve.setdefault(point.step, {})[name] = point.value
+    except MlflowException as error:
+        raise TrackingError(
+            f"MLflow: expected the metrics of run {run.info.run_id} from {store.address}; received "
+            f"{first_line(error)}. Try again."
+        ) from None
+    return curve
+
+
+def fetch_ledger(store: Store, name: str, folder: Path) -> Path:
+    """Write the ledger that the newest sweep called `name` left in MLflow into a folder.
+
+    Returns:
+        The file, named after the sweep.
+
+    Raises:
+        TrackingError: no such sweep, it left none yet, or the server does not answer.
+    """
+    experiment = store.experiment_id(store.client())
+    runs = find_runs(store, experiment, "cnn_search.kind", "sweep") if experiment else iter(())
+    sweeps = {run.data.tags["cnn_search.sweep"]: run.info.run_id for run in runs}
+    found = max((s for s in sweeps if s.rsplit("-", 2)[0] == name), default=None)
+    if found is None:
+        raise TrackingError(
+            f"MLflow: expected a sweep called {name!r} in {store.address}; there is none. Run "
+            f"`python -m cnn_search.sweep {name}` first, or correct the name."
+        )
+    try:
+        path = store.client().download_artifacts(sweeps[found], "ledger.jsonl", str(folder))
+    except Exception as error:
+        raise TrackingError(
+            f"MLflow: expected the artifact ledger.jsonl of {found}, which a sweep leaves when it "
+            f"ends; received {first_line(error)}. Let the sweep end, or pass --ledger."
+        ) from None
+    return Path(path).replace(folder / f"{found}.jsonl")
+
+
+def upload(store: Store, sweep: str, files: Sequence[Path]) -> None:
+    """Leave files as artifacts of a sweep's own run.
+
+    Raises:
+        TrackingError: there is no such run, or the server does not take them.
+    """
+    experiment = store.experiment_id(store.client())
+    runs = find_runs(store, experiment, "cnn_search.sweep", sweep) if experiment else iter(())
+    parent = next((run for run in runs if run.data.tags.get("cnn_search.kind") == "sweep"), None)
+    if parent is None:
+        raise TrackingError(
+            f"MLflow: expected the run of {sweep} in {store.address}; there is none. Restore it, "
+            "or set MLFLOW_TRACKING_URI to the server that has it."
+        )
+    try:
+        for file in files:
+            store.client().log_artifact(parent.info.run_id, str(file))
+    except Exception as error:
+        raise TrackingError(
+            f"MLflow: expected {store.address} to take {files[0].name}; received "
+            f"{first_line(error)}. Try again."
+        ) from None
 
 
 def open_store(mlruns: Path, name: str, *, create: bool = False) -> Store:

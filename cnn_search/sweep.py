@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 import click
 
 from cnn_search import commands, definition
+
+SEARCHED = ("finished", "exhausted", "minutes")  # how a search ends that may be scored
 
 
 @click.command()
@@ -36,6 +39,7 @@ from cnn_search import commands, definition
 )
 @click.option("--set", "changes", multiple=True, metavar="TABLE.KEY=VALUE", help="Change the TOML.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one training [all cores].")
+@click.option("--no-final", is_flag=True, help="End with the search; `score NAME` does the rest.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--new", is_flag=True, help="Start a new sweep, whatever there is.")
 @click.option("--list", "list_", is_flag=True, help="Show the sweeps that come with the package.")
@@ -46,6 +50,7 @@ def main(
     tries: tuple[str, ...],
     changes: tuple[str, ...],
     threads: int | None,
+    no_final: bool,
     dry_run: bool,
     new: bool,
     list_: bool,
@@ -70,6 +75,7 @@ def main(
         raise click.UsageError("Missing argument NAME; --list shows the sweeps.")
     given = _changes(options, changes)
     sweep = definition.read(name, given)
+    table = None if no_final else sweep.final
     if sweep.oracle.kind == "hyperband" and "trials" in given:
         raise click.UsageError(
             "--trials: expected to be left out with hyperband, whose epochs give its trials: "
@@ -94,25 +100,33 @@ def main(
     )
     reporter.say(progress.describe_data(dataset))
     backend.load()
-    from cnn_search import search
+    from cnn_search import answer, final, search
 
+    told: dict[str, Any] = {"on_event": reporter, "say": reporter.say}
     try:
-        outcome = search.run(
-            sweep, dataset, mlruns, tries=pairs, new=new, on_event=reporter, say=reporter.say
-        )
+        reserve = final.reserve(table, sweep.minutes)
+        outcome = search.run(sweep, dataset, mlruns, tries=pairs, new=new, reserve=reserve, **told)
+        if table and outcome.record.ranking() and outcome.record.end in SEARCHED:
+            fitting, minutes = final.fit(outcome.record, table, sweep.minutes)
+            scored = final.run(outcome.folder, dataset, mlruns, fitting, minutes=minutes, **told)
+            already = outcome.already and scored.already
+            outcome = dataclasses.replace(scored, already=already)
     finally:
         reporter.close()
     summary = progress.summarise(outcome.record)
+    found = answer.answer(outcome.record)
     if as_json:
+        summary["answer"] = found
         summary["ledger"] = str(outcome.folder / "ledger.jsonl")
         summary |= {"mlflow": outcome.mlflow, "undelivered": outcome.undelivered}
         click.echo(json.dumps({**summary, "already": outcome.already}, indent=2))
     else:
         out = Console(width=None if Console().is_terminal else 120)
         progress.show_summary(out, summary)
+        progress.show_answer(out, found)
         for line in _what_next(sweep, outcome):
             click.echo(line)
-    if outcome.record.end == "interrupted":
+    if "interrupted" in (outcome.record.end, outcome.record.scoring_end):
         return commands.INTERRUPTED
     return 0 if summary["best"] else 1
 
@@ -173,7 +187,7 @@ def _what_next(sweep: Any, outcome: Any) -> list[str]:
     record, lines = outcome.record, [""]
     typed = [argument for argument in sys.argv[1:] if argument != "--new"]
     again = f"python -m cnn_search.sweep {shlex.join(typed)}"
-    if record.end == "interrupted":
+    if "interrupted" in (record.end, record.scoring_end):
         lines.append(f"Interrupted; nothing is lost. The same command goes on: {again}")
     elif record.end == "minutes":
         lines.append(f"The minutes are used up. To go on: {again} --minutes N, with a larger N.")

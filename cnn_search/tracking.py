@@ -25,6 +25,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.types import Schema, TensorSpec
 
 from cnn_search import figures, models
+from cnn_search.answer import answer
 from cnn_search.ledger import Event, Record, Trial, read_events
 
 __all__ = ["Follower", "Store", "open_store"]
@@ -101,7 +102,8 @@ class _Delivery:
         self.state_path = folder / "tracking.json"
         self.record = Record()
         self.offset = 0
-        self.runs: dict[str, str] = {}  # "parent", or "trial-attempt" -> run
+        # "parent", "final", "trial-attempt" or "final-retraining-attempt" -> run
+        self.runs: dict[str, str] = {}
         state = _read_state(self.state_path)
         if state.get("uri") == store.address and self._exists(state["runs"].get("parent")):
             self.runs = state["runs"]
@@ -123,7 +125,10 @@ class _Delivery:
             "stopped": [self._end_killed],
             "killed": [self._end_killed],
             "champion": [self._register],
-            "end": [self._log_weights, self._end_session],
+            "plan": [self._open_final],
+            "test": [self._log_test],
+            "scored": [self._register],
+            "end": [self._log_weights, self._log_ledger, self._end_session],
         }
         for event, end in read_events(self.folder / "ledger.jsonl", self.offset):
             self.record.apply(event)
@@ -159,8 +164,8 @@ class _Delivery:
         return False
 
     def _run_of(self, event: Event) -> str:
-        attempt = event.get("attempt", self.record.trials[event["trial"]].attempt)
-        return self.runs[f"{event['trial']}-{attempt}"]
+        trial = self.record.trial_of(event)
+        return self.runs[_key(trial, event.get("attempt", trial.attempt))]
 
     def _find_or_create(self, key: str, tags: Mapping[str, str], name: str, start: float) -> None:
         """Set `runs[key]` to the run with our own tags, created now if there is none."""
@@ -228,37 +233,55 @@ class _Delivery:
     def _begin_session(self, event: Event) -> None:
         run = self.runs["parent"]
         self.client.update_run(run, "RUNNING")
-        tags = {f"version.{name}": version for name, version in event["versions"].items()}
-        tags |= {f"machine.{name}": value for name, value in event["machine"].items()}
-        tags |= {f"git.{name}": value for name, value in event["git"].items()}
-        self._log(run, tags={**tags, "command": event["command"]})
+        self._log(run, tags={**_surroundings(event), "command": event["command"]})
 
-    def _open_attempt(self, event: Event) -> None:
-        trial = self.record.trials[event["trial"]]
+    def _open_final(self, event: Event) -> None:
+        """Open the run whose children are the retrainings; its description is the last plan."""
         sweep = self.record.header["sweep"]
-        name = f"trial {trial.number:03d}" + (f" {trial.baseline}" if trial.baseline else "")
         tags = {
             "cnn_search.sweep": sweep,
-            "cnn_search.trial": str(trial.number),
-            "cnn_search.attempt": str(event["attempt"]),
+            "cnn_search.kind": "final",
             "mlflow.parentRunId": self.runs["parent"],
-            "trial": str(trial.number),
+            "kind": "final scoring",
+        }
+        self._find_or_create("final", tags, "final scoring", event["time"])
+        self.client.update_run(self.runs["final"], "RUNNING")
+        names = [finalist["name"] for finalist in event["finalists"]]
+        told = {"finalists": ", ".join(names), "seeds": event["seeds"]}
+        told |= {"test_digest": event["test_digest"], "test_images": event["test_images"]}
+        self._log(self.runs["final"], tags=told)
+
+    def _open_attempt(self, event: Event) -> None:
+        trial = self.record.trial_of(event)
+        final = "final" in event
+        tags = {
+            "cnn_search.sweep": self.record.header["sweep"],
+            "cnn_search.final" if final else "cnn_search.trial": str(trial.number),
+            "cnn_search.attempt": str(event["attempt"]),
+            "mlflow.parentRunId": self.runs["final" if final else "parent"],
             "attempt": str(event["attempt"]),
-            "kind": trial.source if not trial.baseline else f"baseline {trial.baseline}",
             "threads": str(event["threads"]),
             "backend": event["backend"],
+            **_surroundings(self.record.session),
         }
+        if final:
+            tags |= {"kind": "final", "finalist": trial.finalist}
+            name = f"final {trial.number:03d} {trial.finalist}"
+        else:
+            tags["trial"] = str(trial.number)
+            tags["kind"] = f"baseline {trial.baseline}" if trial.baseline else trial.source
+            name = f"trial {trial.number:03d} {trial.baseline}".strip()
         if trial.parent is not None:
             tags["promoted_from"] = str(trial.parent)
         if event["attempt"] > 1:
             name += f" attempt {event['attempt']}"
-        key = f"{trial.number}-{event['attempt']}"
+        key = _key(trial, event["attempt"])
         self._find_or_create(key, tags, name, event["time"])
         params = {**trial.values, "epochs": trial.epochs, "seed": trial.seed}
         self._log(self.runs[key], params=params)
 
     def _log_epoch(self, event: Event) -> None:
-        trial = self.record.trials[event["trial"]]
+        trial = self.record.trial_of(event)
         objective = self.record.definition["objective"]
         values = [metrics[objective] for metrics in trial.curve.values()]
         best = max(values) if self.record.header["direction"] == "max" else min(values)
@@ -267,7 +290,7 @@ class _Delivery:
         self._log(self._run_of(event), metrics=metrics, at=event["time"], step=event["epoch"])
 
     def _log_best(self, event: Event) -> None:
-        if ranking := self.record.ranking():
+        if "trial" in event and (ranking := self.record.ranking()):
             best = ranking[0]
             self._log(
                 self.runs["parent"],
@@ -278,7 +301,7 @@ class _Delivery:
             )
 
     def _end_finished(self, event: Event) -> None:
-        trial, run = self.record.trials[event["trial"]], self._run_of(event)
+        trial, run = self.record.trial_of(event), self._run_of(event)
         names = ("best_epoch", "parameters", "trainable_parameters", "flops", "blocks_dropped")
         metrics = {name: event[name] for name in names}
         metrics |= {
@@ -288,7 +311,7 @@ class _Delivery:
         }
         step = event["epochs"]
         self._log(run, metrics=metrics, tags={"final": "true"}, at=event["time"], step=step)
-        title = f"trial {trial.number} {trial.baseline}".strip()
+        title = trial.finalist or f"trial {trial.number} {trial.baseline}".strip()
         class_names = self.record.header["data"]["class_names"]
         files, missing = figures.draw_trial(self._folder(trial), trial.curve, title, class_names)
         for file in files:
@@ -298,7 +321,7 @@ class _Delivery:
         self.client.set_terminated(run, "FINISHED", int(event["time"] * 1000))
 
     def _folder(self, trial: Trial) -> Path:
-        return self.folder / "trials" / f"{trial.number:04d}"
+        return trial.folder(self.folder)
 
     def _end_failed(self, event: Event) -> None:
         run = self._run_of(event)
@@ -310,28 +333,61 @@ class _Delivery:
     def _end_killed(self, event: Event) -> None:
         self.client.set_terminated(self._run_of(event), "KILLED", int(event["time"] * 1000))
 
+    def _log_test(self, event: Event) -> None:
+        trial, run = self.record.trial_of(event), self._run_of(event)
+        kept = event["weights"] == self.record.definition["training"]["weights"]
+        end = "" if kept else f"_{event['weights']}_weights"
+        metrics = {f"test_accuracy{end}": event["accuracy"], f"test_loss{end}": event["loss"]}
+        self._log(run, metrics=metrics, at=event["time"], step=trial.epochs)
+        shown = self._folder(trial) / "test_predictions.npz"
+        if kept and shown.exists():
+            names = self.record.header["data"]["class_names"]
+            self.client.log_artifact(run, figures.draw_saved(shown.parent, "test", names))
+
     def _register(self, event: Event) -> None:
-        trial = self.record.trials[event["trial"]]
+        trial = self.record.trial_of(event)
         run = self._run_of(event)
-        if kept := models.register(self.client, self.record, self.folder, trial, run):
-            self.notes.add(kept)
+        if told := models.register(self.client, self.record, self.folder, trial, run):
+            self.notes.add(told)
+        models.link(self.client, self.record, trial, run)  # last: the run may be deleted
 
     def _end_session(self, event: Event) -> None:
         run = self.runs["parent"]
-        self._log(run, tags={"ended": event["reason"], "mlflow.note.content": _note(self.record)})
+        ended = "scoring_ended" if self.record.job == "final" else "ended"
+        self._log(run, tags={ended: event["reason"], "mlflow.note.content": _note(self.record)})
         status = {"interrupted": "KILLED", "failed": "FAILED", "crashed": "FAILED"}.get(
             event["reason"], "FINISHED"
         )
         self.client.set_terminated(run, status, int(event["time"] * 1000))
+        if self.record.job == "final" and "final" in self.runs:
+            self.client.set_terminated(self.runs["final"], status, int(event["time"] * 1000))
+
+    def _log_ledger(self, event: Event) -> None:
+        """Leave the ledger itself, from which the report can be made anywhere."""
+        self.client.log_artifact(self.runs["parent"], self.folder / "ledger.jsonl")
 
     def _log_weights(self, event: Event) -> None:
         """Log the weights of the best few; the champion's are in the registered model."""
-        if event["reason"] == "interrupted":
+        if event["reason"] == "interrupted" or self.record.job == "final":
             return
         for best in self.record.ranking()[: self.record.definition["keep_models"]]:
             weights = self._folder(best) / "model.keras"
             if weights.exists() and best.number != self.record.champion:
                 self.client.log_artifact(self.runs[f"{best.number}-{best.attempt}"], weights)
+
+
+def _surroundings(session: Event) -> dict[str, str]:
+    """Return versions, machine and git commit of a session as tags."""
+    groups = {"version": "versions", "machine": "machine", "git": "git"}
+    return {
+        f"{group}.{name}": str(value)
+        for group, field in groups.items()
+        for name, value in session.get(field, {}).items()
+    }
+
+
+def _key(trial: Trial, attempt: int) -> str:
+    return f"{'final-' if trial.source == 'final' else ''}{trial.number}-{attempt}"
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -347,7 +403,8 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _note(record: Record) -> str:
     """Return the parent run's description, in Markdown."""
     objective = record.definition["objective"]
-    lines = [f"Best trials by `{objective}` (validation, not yet an answer):", ""]
+    lines = [answer(record)["sentence"], ""]
+    lines += [f"Best trials by `{objective}` (of validation, the best of several):", ""]
     lines += [f"| trial | {objective} | parameters | |", "|---|---|---|---|"]
     baseline = record.baseline
     rows = record.ranking()[:5]

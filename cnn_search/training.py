@@ -407,7 +407,7 @@ def describe_model(model: Any, shown: Part, folder: Path) -> None:
     images, labels = shown.images[:SHOWN_IMAGES], shown.labels[:SHOWN_IMAGES]
     probabilities = keras.ops.convert_to_numpy(model(images, training=False))
     arrays = {"images": images, "labels": labels, "probabilities": probabilities}
-    np.savez(folder / "predictions.npz", **arrays)
+    np.savez(folder / "validation_predictions.npz", **arrays)
 
 
 def as_json(config: Any) -> dict[str, Any]:

@@ -325,7 +325,7 @@ def test_a_server_that_does_not_answer_is_given_up(
 
 # A sweep that is there already
 
-FINISHED = ["own.npz", "--trials", "1", "--epochs", "1"]
+FINISHED = ["own.npz", "--trials", "1", "--epochs", "1", "--no-final"]
 
 
 @pytest.fixture(scope="module")

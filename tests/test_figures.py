@@ -147,7 +147,7 @@ def test_class_names_are_no_formulas_and_may_be_long(shown: datasets.Part, tmp_p
 
 def test_a_trial_s_folder_becomes_its_pictures(shown: datasets.Part, tmp_path: Path) -> None:
     np.savez(
-        tmp_path / "predictions.npz",
+        tmp_path / "validation_predictions.npz",
         images=shown.images[:4],
         labels=shown.labels[:4],
         probabilities=np.eye(10, dtype=np.float32)[shown.labels[:4]],

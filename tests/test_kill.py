@@ -24,12 +24,14 @@ EACH = {
     "grid": "trials = 6\n",
     "bayesian": "trials = 8\n",  # the sixth ask is the first of its model
     "hyperband": "",
+    "final": "trials = 2\n",
 }
 ORACLE = {
     "random": 'kind = "random"',
     "grid": 'kind = "grid"\nover = ["filters_1", "dense_units"]',
     "bayesian": 'kind = "bayesian"',
     "hyperband": 'kind = "hyperband"',
+    "final": 'kind = "random"',
 }
 TOML = """# A small sweep to be killed
 data = "digits"
@@ -54,6 +56,11 @@ batch_size = 64
 optimiser = "adam"
 schedule = "constant"
 """
+FINAL = """
+[final]
+top = 1
+seeds = 3
+"""
 
 
 def start(folder: Path, kind: str) -> subprocess.Popen[bytes]:
@@ -61,7 +68,8 @@ def start(folder: Path, kind: str) -> subprocess.Popen[bytes]:
     file = folder / f"{kind}.toml"
     if not file.exists():
         text = TOML.format(trials=EACH[kind], oracle=ORACLE[kind])
-        file.write_text(text + ("" if kind == "grid" else NARROW))
+        text += "" if kind == "grid" else NARROW
+        file.write_text(text + (FINAL if kind == "final" else ""))
     command = [sys.executable, "-m", "cnn_search.sweep", str(file), "--threads", "1"]
     log = open(folder / "log.txt", "ab")  # noqa: SIM115
     return subprocess.Popen(
@@ -108,20 +116,21 @@ def kill_until_it_ends(folder: Path, kind: str, rng: random.Random) -> int:
 def story(folder: Path) -> dict[str, object]:
     """Return what a ledger tells, times and attempts aside; equal attempts agree on every epoch."""
     [path] = folder.glob("mlruns/sweeps/*/ledger.jsonl")
-    asks, curves, results, champions = [], {}, {}, []
+    asks, curves, results = [], {}, {}
+    dropped = ("n", "time", "check", "attempt", "batch_seconds", "image_seconds")
     for event, _ in read_events(path):
-        if event["kind"] == "ask":
-            asks.append({k: v for k, v in event.items() if k not in ("n", "time", "check")})
+        kept = {k: v for k, v in event.items() if k not in dropped}
+        which = ("final", event["final"]) if "final" in event else ("trial", event.get("trial"))
+        if event["kind"] in ("ask", "champion", "plan", "retrain", "scored"):
+            asks.append(kept)
         elif event["kind"] == "epoch":
-            key = (event["trial"], event["epoch"])
+            key = (*which, event["epoch"])
             assert curves.setdefault(key, event["metrics"]) == event["metrics"], key
-        elif event["kind"] == "done":
-            assert event["trial"] not in results
-            dropped = ("n", "time", "check", "attempt")
-            results[event["trial"]] = {k: v for k, v in event.items() if k not in dropped}
-        elif event["kind"] == "champion":
-            champions.append(event["trial"])
-    return {"asks": asks, "curves": curves, "results": results, "champions": champions}
+        elif event["kind"] in ("done", "test"):
+            key = (*which, event["kind"], event.get("weights"))
+            assert key not in results
+            results[key] = kept
+    return {"asks": asks, "curves": curves, "results": results}
 
 
 @pytest.mark.parametrize("kind", list(EACH), ids=lambda kind: f"{kind}-seed{SEED}")
@@ -137,6 +146,10 @@ def test_a_sweep_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path, kin
     check_mlflow(killed)
 
 
+def name_of(tags: dict[str, str]) -> str:
+    return tags.get("cnn_search.trial") or f"final {tags['cnn_search.final']}"
+
+
 def check_mlflow(folder: Path) -> None:
     """Nothing is left running; every trial has one final attempt with its whole curve."""
     [path] = folder.glob("mlruns/sweeps/*/ledger.jsonl")
@@ -145,11 +158,17 @@ def check_mlflow(folder: Path) -> None:
     [experiment] = [e for e in client.search_experiments() if e.name != "Default"]
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
-    final = [run for run in runs if run.data.tags.get("final") == "true"]
-    assert sorted(int(run.data.tags["trial"]) for run in final) == sorted(record.trials)
-    for run in final:
-        trial = record.trials[int(run.data.tags["trial"])]
+    ended = [run for run in runs if run.data.tags.get("final") == "true"]
+    named = {name_of(run.data.tags): run for run in ended}
+    trials = {str(number): trial for number, trial in record.trials.items()}
+    trials |= {f"final {number}": trial for number, trial in record.finals.items()}
+    assert len(ended) == len(named)
+    assert set(named) == set(trials)
+    for name, run in named.items():
+        trial = trials[name]
         assert run.info.status == "FINISHED"
         assert run.data.metrics["best_val_accuracy"] == pytest.approx(trial.result["score"])
-    attempts = {(r.data.tags.get("trial"), r.data.tags.get("attempt")) for r in runs}
-    assert len(attempts) == len(runs)
+    marks = [
+        {k: v for k, v in run.data.tags.items() if k.startswith("cnn_search.")} for run in runs
+    ]
+    assert all(marks.count(mark) == 1 for mark in marks)

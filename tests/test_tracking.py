@@ -267,7 +267,7 @@ def test_the_parent_run_tells_the_whole_sweep(mlruns: Path) -> None:
     assert f"| {best.number} | {best.result['score']:.4f} |" in note
     assert "| 0 | " in note
     assert "vgg_bn" in note
-    assert artifacts_of(where, run) == {"samples.png"}
+    assert artifacts_of(where, run) == {"samples.png", "ledger.jsonl"}
 
 
 def test_the_parent_run_has_its_images_as_an_mlflow_dataset(mlruns: Path) -> None:

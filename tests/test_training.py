@@ -618,7 +618,7 @@ def test_the_saved_model_has_no_optimiser_and_takes_raw_images(
     assert not model.compiled
     assert getattr(model, "optimizer", None) is None
     assert model.inputs[0].dtype == "uint8"
-    with np.load(straight.folder / "predictions.npz") as saved:
+    with np.load(straight.folder / "validation_predictions.npz") as saved:
         np.testing.assert_array_equal(saved["images"], digits.validation.images[:25])
         np.testing.assert_array_equal(saved["labels"], digits.validation.labels[:25])
         found = keras.ops.convert_to_numpy(model(saved["images"], training=False))

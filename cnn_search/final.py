@@ -1,0 +1,312 @@
+"""The final scoring: the best configurations and the baselines, trained anew and scored on test.
+
+The one part of a sweep that reads the test images: after its last training, once for each model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from cnn_search import tracking
+from cnn_search.datasets import Dataset, Part
+from cnn_search.definition import FinalTable
+from cnn_search.driver import OnEvent, Outcome, Say
+from cnn_search.errors import LedgerError
+from cnn_search.ledger import Record, Trial, hold, pack_bits, read_record
+from cnn_search.retraining import Retrainer, Wanted
+from cnn_search.training import SHOWN_IMAGES
+
+CALIBRATION_BINS = 15
+TIMED_CALLS = 30
+
+
+def estimate_seconds(record: Record, table: FinalTable) -> float:
+    """Return what the trainings of a final scoring will take, from the epochs on record."""
+    ranking = record.ranking()
+    if not ranking:
+        return 0.0
+    epochs: int = record.definition["training"]["epochs"]
+
+    def per_epoch(trials: Sequence[Trial]) -> float:
+        seconds = [s for trial in trials for s in trial.seconds.values()]
+        return sum(seconds) / len(seconds)
+
+    best = [trial for trial in ranking if not trial.baseline][: table.top]
+    books = [trial for trial in ranking if trial.baseline]
+    count = max(1, len(table.baselines))
+    one_seed = sum(per_epoch([trial]) for trial in best) + count * per_epoch(books or ranking)
+    return one_seed * epochs * table.seeds
+
+
+def reserve(table: FinalTable | None, minutes: float | None) -> Callable[[Record], float]:
+    """Return what tells how many seconds of a sweep's minutes its scoring keeps: half at most."""
+    if table is None or minutes is None:
+        return lambda record: 0.0
+    return lambda record: min(estimate_seconds(record, table), 30 * minutes)
+
+
+def fit(
+    record: Record, table: FinalTable, minutes: float | None
+) -> tuple[FinalTable, float | None]:
+    """Return `table` with as many seeds as the rest of a sweep's minutes allow, two at least.
+
+    Returns:
+        The table, and the minutes that are left.
+    """
+    if minutes is None:
+        return table, None
+    left = max(0.0, minutes - record.seconds / 60)
+    one_seed = estimate_seconds(record, table) / table.seeds
+    seeds = max(2, min(table.seeds, int(60 * left / one_seed)))
+    return table.model_copy(update={"seeds": seeds}), left
+
+
+def run(
+    folder: Path,
+    dataset: Dataset,
+    mlruns: Path,
+    table: FinalTable,
+    *,
+    minutes: float | None = None,
+    on_event: OnEvent = lambda record, event: None,
+    say: Say = lambda line: None,
+) -> Outcome:
+    """Score a sweep, or go on with a scoring that was cut short.
+
+    Args:
+        folder: The sweep's folder.
+        dataset: Its images.
+        mlruns: The folder of ledgers and of MLflow's own store.
+        table: What to train and how often; a scoring on record that has all of it is returned as
+            it is.
+        minutes: Training ends after the epoch that runs then; it can go on later.
+        on_event: Told each event, after it was written.
+        say: Told what a user should know, a line at a time.
+
+    Returns:
+        The record; `record.scored` is empty if the scoring was cut short.
+
+    Raises:
+        CnnSearchError: there is nothing to score, the images are others, or the tracking server
+            does not answer; nothing was trained.
+    """
+    record = read_record(folder / "ledger.jsonl")
+    final = _Final(folder, record, dataset, table, minutes, on_event, say)
+    store = tracking.open_store(mlruns, record.definition["name"], create=True)
+    with hold(folder):
+        return final.drive(store)
+
+
+class _Final(Retrainer):
+    """The final scoring of a sweep; final."""
+
+    def __init__(
+        self,
+        folder: Path,
+        record: Record,
+        dataset: Dataset,
+        table: FinalTable,
+        minutes: float | None,
+        on_event: OnEvent,
+        say: Say,
+    ) -> None:
+        super().__init__(folder, record, dataset, minutes, on_event, say)
+        self.table = table
+        names = table.baselines or [next(iter(self.space.baselines))]
+        names = list(self.space.baselines) if names == ["all"] else names
+        self.baselines = {name: self.space.baseline_values(name) for name in names}
+        self.plan: dict[str, Any] = {}
+
+    def begin(self) -> bool:
+        """Compare the plan with the one on record."""
+        self.check_images()
+        self.plan = {
+            "finalists": self._finalists(),
+            "seeds": self.table.seeds,
+            "epochs": self.definition.training.epochs,
+            "test_digest": self.dataset.test_digest(),
+            "test_images": len(self.dataset.test.labels),
+        }
+        for plan in self.record.plans:
+            if plan["test_digest"] != self.plan["test_digest"]:
+                raise LedgerError(
+                    f"{self.folder.name}: expected the test images that it was scored on before "
+                    f"(digest {plan['test_digest'][:12]}); received "
+                    f"{self.plan['test_digest'][:12]}. Start a new sweep with --new."
+                )
+        return not (self.record.scored and self._is_covered())
+
+    def _is_covered(self) -> bool:
+        """Return whether the last plan has all of these finalists, and as many seeds."""
+        last = self.record.plans[-1]
+        known = [finalist["values"] for finalist in last["finalists"]]
+        same = all(finalist["values"] in known for finalist in self.plan["finalists"])
+        return same and last["seeds"] >= self.plan["seeds"]
+
+    def _is_planned(self) -> bool:
+        last = self.record.plans[-1] if self.record.plans else {}
+        return self.plan == {key: last.get(key) for key in self.plan}
+
+    def _finalists(self) -> list[dict[str, Any]]:
+        """Return the baselines, then the best trials that are none."""
+        ranking = self.record.ranking()
+        books = list(self.baselines.values())
+        best = [trial for trial in ranking if trial.values not in books][: self.table.top]
+        found = [_finalist(name, values, name, ranking) for name, values in self.baselines.items()]
+        return found + [_finalist(f"trial {t.number}", t.values, "", ranking) for t in best]
+
+    def prepare(self) -> None:
+        if not self._is_planned():
+            self.append("plan", **self.plan)
+        names = [finalist["name"] for finalist in self.plan["finalists"]]
+        minutes = estimate_seconds(self.record, self.table) / 60
+        self.say(
+            f"final scoring: {', '.join(names)}; {self.plan['seeds']} seeds each of "
+            f"{self.plan['epochs']} epochs, then once on {self.plan['test_images']:,} test images; "
+            f"about {minutes:.0f} min in all"
+        )
+
+    def wanted(self) -> Iterator[Wanted]:
+        """Yield one seed of each finalist, then the next seed."""
+        for replicate in range(self.plan["seeds"]):
+            for finalist in self.plan["finalists"]:
+                yield Wanted(finalist["name"], finalist["values"], replicate)
+
+    def finish(self) -> None:
+        """Score what was trained on the test part, and say who won."""
+        if self.ending != "finished":
+            return
+        for wanted in self.wanted():
+            trial = self.find(wanted)
+            if trial is not None and trial.status == "finished":
+                self._test(trial, also_other_weights=wanted.finalist in self.baselines)
+        winner = choose_winner(self.record)
+        if winner is None:
+            self.ending = "failed"
+            return
+        self.append("scored", **winner)
+        for number in self.trials:
+            for weights in ("best", "last"):
+                (self.setup.trial_folder(number) / f"{weights}.keras").unlink(missing_ok=True)
+
+    def _test(self, trial: Trial, also_other_weights: bool) -> None:
+        """Score the weights that the protocol keeps, and if asked those that it does not."""
+        kept = self.setup.protocol.weights
+        files: dict[str, str] = {kept: "model.keras"}
+        if also_other_weights:
+            other = "last" if kept == "best" else "best"
+            files[other] = f"{other}.keras"
+        folder = self.setup.trial_folder(trial.number)
+        for weights, file in files.items():
+            if weights in trial.tests:
+                continue
+            model = keras.models.load_model(folder / file)
+            probabilities, seconds = _predict(model, self.dataset.test.images)
+            self.append(
+                "test",
+                final=trial.number,
+                weights=weights,
+                **score(probabilities, self.dataset.test.labels),
+                batch_seconds=seconds,
+                image_seconds=_time_one(model, self.dataset.test.images),
+            )
+            if weights == kept:
+                save_shown(folder / "test_predictions.npz", self.dataset.test, probabilities)
+            keras.utils.clear_session()
+
+
+def _finalist(
+    name: str, values: Mapping[str, Any], baseline: str, ranking: Sequence[Trial]
+) -> dict[str, Any]:
+    number = next((trial.number for trial in ranking if trial.values == values), None)
+    return {"name": name, "trial": number, "baseline": baseline, "values": dict(values)}
+
+
+def choose_winner(record: Record) -> dict[str, Any] | None:
+    """Return the winner of the last plan: the highest mean validation over its retrained seeds.
+
+    A configuration of which a seed failed wins only if every one has such seeds.
+
+    Returns:
+        `winner`, its name; `final`, the retraining whose validation is the median (the lower one
+        of two), whose weights are registered; None if nothing was trained.
+    """
+    plan = record.plans[-1]
+    sign = 1 if record.header["direction"] == "max" else -1
+    found = []
+    for finalist in plan["finalists"]:
+        seeds = record.retrainings(finalist["name"])
+        finished = sorted(
+            (trial for trial in seeds if trial.status == "finished"),
+            key=lambda trial: (sign * trial.result["score"], -trial.number),
+        )
+        if finished:
+            mean = float(np.mean([sign * trial.result["score"] for trial in finished]))
+            loss = float(np.mean([trial.result["metrics"]["val_loss"] for trial in finished]))
+            whole = len(finished) == plan["seeds"]
+            median = finished[(len(finished) - 1) // 2].number
+            found.append(((whole, mean, -loss), {"winner": finalist["name"], "final": median}))
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def _predict(model: Any, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], float]:
+    """Return the probabilities `(n, classes)`, and the seconds that an image took in a batch."""
+    model.predict(images[:512], batch_size=512, verbose=0)  # traces
+    start = time.perf_counter()
+    probabilities = model.predict(images, batch_size=512, verbose=0)
+    return probabilities, (time.perf_counter() - start) / len(images)
+
+
+def _time_one(model: Any, images: npt.NDArray[np.uint8]) -> float:
+    """Return the median seconds that one image alone takes."""
+    seconds = []
+    for _ in range(TIMED_CALLS + 1):
+        start = time.perf_counter()
+        model.predict_on_batch(images[:1])
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[1:]))
+
+
+def score(probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Return what the ledger keeps of predictions `(n, classes)` of test images.
+
+    Returns:
+        `accuracy`, `loss` (cross-entropy, nats); `correct`, see `ledger.unpack_bits`; `confusion`,
+        counts by true class, then predicted; `calibration`, for equal bins of the highest
+        probability: images, sum of that probability, right ones.
+    """
+    rows = np.arange(len(labels))
+    predicted = probabilities.argmax(axis=1)
+    correct = predicted == labels
+    classes = probabilities.shape[1]
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion, (labels, predicted), 1)
+    confidence = probabilities[rows, predicted].astype(np.float64)
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    sums = [np.bincount(bins, weights, CALIBRATION_BINS) for weights in (None, confidence, correct)]
+    return {
+        "accuracy": float(correct.mean()),
+        "loss": float(-np.log(np.maximum(probabilities[rows, labels], 1e-7)).mean()),
+        "correct": pack_bits(correct),
+        "confusion": confusion.tolist(),
+        "calibration": [
+            [int(n), round(float(c), 4), int(r)] for n, c, r in zip(*sums, strict=True)
+        ],
+    }
+
+
+def save_shown(path: Path, test: Part, probabilities: npt.NDArray[np.float32]) -> None:
+    """Write predictions of a few test images, wrong and right ones, for `draw_predictions`."""
+    right = probabilities.argmax(axis=1) == test.labels
+    wrong = np.flatnonzero(~right)[: SHOWN_IMAGES // 2]
+    rows = np.concatenate([wrong, np.flatnonzero(right)[: SHOWN_IMAGES - len(wrong)]])
+    np.savez(
+        path, images=test.images[rows], labels=test.labels[rows], probabilities=probabilities[rows]
+    )

@@ -27,7 +27,7 @@ CHILD = """
 import sys, time
 start = time.perf_counter()
 from pathlib import Path
-from cnn_search import page
+from cnn_search.report import page
 target = page.write(Path(sys.argv[1]), Path(sys.argv[2]))
 import json, resource
 unit = 1 if sys.platform == "darwin" else 1024

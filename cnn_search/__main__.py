@@ -11,7 +11,7 @@ COMMANDS = {
     "score": "train the best and the book's model anew, score them on the test part",
     "report": "write what a sweep found as one HTML page",
     "replay": "train a trial again from what MLflow has of it, and compare",
-    "registry": "list, show or pull the models that sweeps registered",
+    "registry": "list, show, pull, promote or roll back the models that sweeps registered",
 }
 
 

@@ -256,7 +256,7 @@ def _sentence(
     seeds = (
         f"{counts[0]} seeds each" if counts[0] == counts[1] else f"{counts[0]}, {counts[1]} seeds"
     )
-    n = f"{seeds}, {found['test_images']:,} test images"
+    n = f"{seeds} of {found['epochs']} epochs, {found['test_images']:,} test images"
     spent = sum(len(trial.curve) for trial in record.trials.values())
     sweep = (
         f"The search took {len(record.trials)} trials, {spent:,} epochs and "

@@ -225,19 +225,21 @@ def show_answer(console: Console, answer: Mapping[str, Any]) -> None:
     console.print(f"\n{answer['sentence']}\n", highlight=False)
     if answer["state"] != "scored":
         return
-    table = Table(title="Trained anew, scored on the test part", title_justify="left")
+    table = Table(
+        title="Trained anew, scored on the test part (accuracies in %, gains in points)",
+        title_justify="left",
+    )
     table.add_column("", no_wrap=True)
-    for column in ("test accuracy", "95 % interval", "winner's gain", "95 % interval"):
-        table.add_column(column, justify="right")
-    for column in ("parameters", "seconds"):
-        table.add_column(column, justify="right")
+    columns = ("test accuracy", "95 % interval", "winner's gain", "95 % interval", "parameters")
+    for column in (*columns, "seconds"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in answer["rows"]:
         difference = answer["differences"].get(row["name"])
         table.add_row(
             f"baseline {row['name']}" if row["baseline"] else row["name"],
-            f"{100 * row['accuracy']['mean']:.2f} %",
+            f"{100 * row['accuracy']['mean']:.2f}",
             _interval(row["accuracy"], ""),
-            f"{100 * difference['mean']:+.2f} points" if difference else "",
+            f"{100 * difference['mean']:+.2f}" if difference else "",
             _interval(difference, "+") if difference else "",
             f"{row['parameters']:,}",
             f"{row['training_seconds']:.0f}",

@@ -84,6 +84,7 @@ def main(
     reporter.say(progress.describe_data(dataset))
     backend.load()
     from cnn_search import ablation, final
+    from cnn_search.report import page
 
     told: dict[str, Any] = {"minutes": minutes, "on_event": reporter, "say": reporter.say}
     try:
@@ -93,10 +94,14 @@ def main(
     finally:
         reporter.close()
     found = answer.answer(outcome.record)
+    target = page.write(folder / "ledger.jsonl", folder / "report.html")
+    if why := page.publish(target, definition.name, folder.name, mlruns):
+        reporter.say(f"note: {why}")
     if as_json:
         click.echo(json.dumps({**found, "undelivered": outcome.undelivered}, indent=2))
     else:
         progress.show_answer(Console(width=None if Console().is_terminal else 120), found)
+        click.echo(f"The report: {target}")
     return exit_code(outcome.record)
 
 

@@ -115,8 +115,10 @@ def main(
         reporter.close()
     summary = progress.summarise(outcome.record)
     found = answer.answer(outcome.record)
+    written = _write_report(sweep.name, outcome, mlruns, reporter.say)
     if as_json:
         summary["answer"] = found
+        summary["report"] = written
         summary["ledger"] = str(outcome.folder / "ledger.jsonl")
         summary |= {"mlflow": outcome.mlflow, "undelivered": outcome.undelivered}
         click.echo(json.dumps({**summary, "already": outcome.already}, indent=2))
@@ -124,7 +126,7 @@ def main(
         out = Console(width=None if Console().is_terminal else 120)
         progress.show_summary(out, summary)
         progress.show_answer(out, found)
-        for line in _what_next(sweep, outcome):
+        for line in _what_next(sweep, outcome, written):
             click.echo(line)
     if "interrupted" in (outcome.record.end, outcome.record.scoring_end):
         return commands.INTERRUPTED
@@ -182,7 +184,22 @@ def _describe(sweep: definition.Definition) -> str:
     return "\n".join(lines)
 
 
-def _what_next(sweep: Any, outcome: Any) -> list[str]:
+def _write_report(name: str, outcome: Any, mlruns: Path, say: Any) -> str:
+    """Write the page, leave it in MLflow, return its path; empty if there is nothing to show."""
+    from cnn_search.report import page
+
+    target = outcome.folder / "report.html"
+    if outcome.already and target.exists():
+        return str(target)
+    if not outcome.record.ranking():
+        return ""
+    page.write(outcome.folder / "ledger.jsonl", target)
+    if not outcome.undelivered and (why := page.publish(target, name, outcome.folder.name, mlruns)):
+        say(f"note: {why}")
+    return str(target)
+
+
+def _what_next(sweep: Any, outcome: Any, written: str) -> list[str]:
     """Return the lines that say how it ended, and the next commands."""
     record, lines = outcome.record, [""]
     typed = [argument for argument in sys.argv[1:] if argument != "--new"]
@@ -206,6 +223,8 @@ def _what_next(sweep: Any, outcome: Any) -> list[str]:
     if outcome.undelivered:
         lines.append(f"MLflow does not have everything: {outcome.undelivered}")
         lines.append(f"The ledger has; the same command delivers the rest: {again}")
+    if written:
+        lines.append(f"  the report: {written}")
     local = outcome.mlflow.startswith("sqlite:")
     lines.append(
         f"  all trials: {'mlflow ui --backend-store-uri ' if local else ''}{outcome.mlflow}"

@@ -301,12 +301,16 @@ def test_the_record_of_a_scored_sweep_is_plain_json(scored):
 
 
 @pytest.fixture(scope="module")
-def ablated(scored, digits):
-    mlruns, outcome = scored
-    before = outcome.record
-    if before.scored["winner"] == "vgg_bn":
-        pytest.skip("the book's model won, so there is nothing to take apart")
-    return before, ablation.run(outcome.folder, digits, mlruns)
+def ablated(tmp_path_factory, digits):
+    """A scored sweep whose winner has two changes of the book's model, before and after."""
+    mlruns = tmp_path_factory.mktemp("ablated") / "mlruns"
+    sweep = definition.read("digits", {"training.epochs": 1, "trials": 2})
+    mine = {"filters_1": 8, "filters_2": 16, "dropout_1": 0.0}
+    folder = search.run(sweep, digits, mlruns, tries=[mine]).folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(final, "choose_winner", lambda record: {"winner": "trial 1", "final": 1})
+        before = final.run(folder, digits, mlruns, TABLE).record
+    return before, ablation.run(folder, digits, mlruns)
 
 
 def test_an_ablation_goes_from_the_book_to_the_winner_in_the_order_of_gains(ablated):
@@ -315,6 +319,7 @@ def test_an_ablation_goes_from_the_book_to_the_winner_in_the_order_of_gains(abla
     finalists = {f["name"]: f["values"] for f in record.plans[-1]["finalists"]}
     book, winner = finalists["vgg_bn"], finalists[record.scored["winner"]]
     assert found["path"][-1] == winner
+    assert found["changes"] == ["filters", "dropout"]
     assert len(found["path"]) == len(found["order"]) == len(found["alone"])
     assert sorted(found["order"]) == sorted(found["changes"])
     means = [
@@ -322,10 +327,10 @@ def test_an_ablation_goes_from_the_book_to_the_winner_in_the_order_of_gains(abla
         for change in found["order"]
     ]
     assert means == sorted(means, reverse=True)
-    for change, values in found["alone"].items():
-        changed = {n for n in {**book, **values} if book.get(n) != values.get(n)}
-        # what a change makes active comes along
-        assert change in {ablation.group(name) for name in changed}
+    assert found["alone"] == {
+        "filters": {**book, "filters_1": 8, "filters_2": 16},
+        "dropout": {**book, "dropout_1": 0.0},
+    }
     assert found["path"][0] == found["alone"][found["order"][0]]
 
 
@@ -334,6 +339,7 @@ def test_an_ablation_trains_nothing_twice_and_reads_no_test_image(ablated):
     record = outcome.record
     pairs = [(json.dumps(t.values), t.seed) for t in record.finals.values()]
     assert len(pairs) == len(set(pairs))
+    assert len(record.finals) == len(before.finals) + 4  # two changes alone; the path ends known
     assert all(record.finals[number] == trial for number, trial in before.finals.items())
     assert all(not t.tests for n, t in record.finals.items() if n not in before.finals)
     assert record.scored == before.scored

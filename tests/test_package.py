@@ -71,8 +71,8 @@ def test_the_wheel_holds_the_program_its_spaces_and_its_sweeps_alone(wheel: Path
     expected = {
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
-        for path in (ROOT / package).iterdir()
-        if path.suffix in (".py", ".toml") or path.name == "py.typed"
+        for path in (ROOT / package).rglob("*")
+        if path.suffix in (".py", ".toml", ".html", ".md") or path.name == "py.typed"
     }
     assert names == expected
     assert {"cnn_search/py.typed", "sweeps/digits.toml", "search_spaces/digits.py"} <= names
@@ -164,4 +164,6 @@ def test_every_command_of_the_readme_exists() -> None:
 def test_every_command_has_its_module() -> None:
     for command in COMMANDS:
         module = ROOT / "cnn_search" / f"{command}.py"
+        if not module.exists():
+            module = ROOT / "cnn_search" / command / "__main__.py"
         assert f'commands.start(main, "{command}")' in module.read_text(encoding="utf-8")

@@ -12,11 +12,12 @@ import mlflow
 import numpy as np
 import pytest
 
-from cnn_search import analysis, claims, comparison, importance, page, report
 from cnn_search.answer import answer
 from cnn_search.definition import Definition
 from cnn_search.errors import LedgerError
 from cnn_search.ledger import Ledger, pack_bits, read_record
+from cnn_search.report import __main__ as command
+from cnn_search.report import analysis, claims, comparison, importance, page
 
 ROOT = Path(__file__).parents[1]
 EPOCHS, SEEDS, TEST_IMAGES = 3, 3, 60
@@ -194,12 +195,27 @@ def write_test(ledger: Ledger, number: int, weights: str, rate: float) -> None:
 
 
 def scored(path: Path, **options: Any) -> Path:
-    """Return the ledger of a scored sweep of 24 trials."""
+    """Return the ledger of a scored sweep of 12 trials."""
     ledger = begin(path)
-    search(ledger, 24)
+    search(ledger, 12)
     score(ledger, **options)
     ledger.close()
     return path
+
+
+@pytest.fixture(scope="module")
+def ledger_path(tmp_path_factory):
+    return scored(tmp_path_factory.mktemp("scored") / "ledger.jsonl")
+
+
+@pytest.fixture(scope="module")
+def made(ledger_path):
+    return page.make(ledger_path)
+
+
+@pytest.fixture(scope="module")
+def written(ledger_path, made):
+    return page.save(made, ledger_path.with_name("report.html"))
 
 
 STATES = {}
@@ -279,7 +295,7 @@ def interrupted(path):
 @state
 def minimised(path):
     ledger = begin(path, objective="val_loss")
-    search(ledger, 30)
+    search(ledger, 26)
     score(ledger)
     return ledger
 
@@ -304,17 +320,9 @@ def scoring(path):
 
 
 @state
-def scored_and_decided(path):
-    ledger = begin(path)
-    search(ledger, 24)
-    score(ledger)
-    return ledger
-
-
-@state
 def scored_and_undecided(path):
     ledger = begin(path)
-    search(ledger, 24)
+    search(ledger, 12)
     score(ledger, gain=0.02)
     return ledger
 
@@ -442,6 +450,18 @@ def test_every_state_gives_a_clear_page(tmp_path, name):
     assert twin["answer"] == json.loads(json.dumps(answer(record)))
 
 
+def test_a_winner_without_a_baseline_stands_in_its_own_column(tmp_path):
+    STATES["the_book_s_seeds_failed"](tmp_path / "ledger.jsonl").close()
+    made = page.make(tmp_path / "ledger.jsonl")
+    winner = next(
+        r for r in made.twin["answer"]["rows"] if r["name"] == made.twin["answer"]["winner"]
+    )
+    assert f"|  | no baseline finished | best: {winner['name']} | ratio |" in made.markdown
+    accuracy = f"{100 * winner['accuracy']['mean']:.2f}"
+    assert f"| test accuracy, % |  | {accuracy} |  |" in made.markdown
+    assert "All 3 seeds of the book's model failed" in made.markdown
+
+
 def test_what_can_not_be_shown_is_one_line(tmp_path):
     empty = tmp_path / "empty.jsonl"
     empty.touch()
@@ -461,8 +481,7 @@ def test_what_can_not_be_shown_is_one_line(tmp_path):
         page.make(tmp_path)
 
 
-def test_nothing_from_outside_is_markup(tmp_path):
-    made = page.make(scored(tmp_path / "ledger.jsonl"))
+def test_nothing_from_outside_is_markup(made):
     assert "<script>document.title" not in made.html
     assert "&lt;script&gt;document.title" in made.html
     assert "<img src=http" not in made.html
@@ -494,8 +513,7 @@ def test_hostile_names_of_hyperparameters_are_shown_as_they_are(tmp_path):
     assert {f["layout"]["xaxis"]["title"]["text"] for f in slices} == {"&lt;b&gt;x&lt;/b&gt;", "y"}
 
 
-def test_no_request_leaves_the_page(tmp_path):
-    made = page.make(scored(tmp_path / "ledger.jsonl"))
+def test_no_request_leaves_the_page(made):
     document = Document(made.html)
     assert all(link.startswith(("#", "data:")) for link in document.links)
     assert "default-src 'none'" in made.html
@@ -520,8 +538,7 @@ def test_the_winner_s_predictions_are_in_the_page(tmp_path):
     assert "The picture is too large for this page." in page.make(path).html
 
 
-def test_the_twins_have_the_numbers(tmp_path):
-    made = page.make(scored(tmp_path / "ledger.jsonl"))
+def test_the_twins_have_the_numbers(made):
     found = made.twin["answer"]
     text = Document(made.html).text
     for row in found["rows"]:
@@ -536,7 +553,7 @@ def test_the_twins_have_the_numbers(tmp_path):
         assert f"{low} to {high}" in text
     assert f"read {found['test_reads']} times" in made.markdown
     assert "python -m cnn_search.score digits" in made.markdown
-    assert [row["trial"] for row in made.twin["history"]] == list(range(24))
+    assert [row["trial"] for row in made.twin["history"]] == list(range(12))
     assert made.twin["setting"]["sessions"][0]["command"] == "sweep.py digits"
 
 
@@ -681,7 +698,7 @@ def test_values_of_blocks_stand_together():
 
 
 def run(*arguments: str) -> int:
-    return report.main.main(list(arguments), standalone_mode=False) or 0
+    return command.main.main(list(arguments), standalone_mode=False) or 0
 
 
 def test_the_command_writes_beside_the_ledger_and_prints_the_answer(tmp_path, capsys, monkeypatch):
@@ -733,7 +750,7 @@ def test_a_user_s_mistake_is_one_line(tmp_path, arguments, said):
 def test_it_imports_neither_keras_nor_tensorflow(tmp_path):
     path = scored(tmp_path / "ledger.jsonl")
     code = (
-        "import sys; from cnn_search import report, store; "
+        "import sys; import cnn_search.store; from cnn_search.report import __main__ as report; "
         f"report.main.main(['--ledger', {str(path)!r}], standalone_mode=False); "
         "assert not {'keras', 'tensorflow', 'keras_tuner'} & set(sys.modules), 'imported'"
     )
@@ -789,17 +806,15 @@ def browser():
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_draws_everything_and_asks_for_nothing(browser, tmp_path, width):
-    path = scored(tmp_path / "ledger.jsonl")
-    target = page.write(path, tmp_path / "report.html")
+def test_a_browser_draws_everything_and_asks_for_nothing(browser, written, width):
     tab = browser.new_page(viewport={"width": width, "height": 844})
     asked, wrong = [], []
     tab.on("request", lambda request: asked.append(request.url))
     tab.on("console", lambda message: wrong.append(message.text))
     tab.on("pageerror", lambda error: wrong.append(str(error)))
-    tab.goto(target.as_uri())
+    tab.goto(written.as_uri())
     tab.wait_for_selector("body[data-drawn]")
-    assert asked == [target.as_uri()]
+    assert asked == [written.as_uri()]
     assert wrong == []
     assert tab.title() == "digits-20260101-000000: a better network than the tutorial's?"
     drawn = tab.evaluate(
@@ -816,10 +831,9 @@ def test_a_browser_draws_everything_and_asks_for_nothing(browser, tmp_path, widt
     tab.close()
 
 
-def test_on_paper_every_table_is_open(browser, tmp_path):
-    target = page.write(scored(tmp_path / "ledger.jsonl"), tmp_path / "report.html")
+def test_on_paper_every_table_is_open(browser, written):
     tab = browser.new_page()
-    tab.goto(target.as_uri())
+    tab.goto(written.as_uri())
     tab.wait_for_selector("body[data-drawn]")
     tab.evaluate(
         "window.addEventListener('beforeprint', () => { window.open_ = "

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from cnn_search.formats import score_text
-from cnn_search.parts import Figure, Table
+from cnn_search.report.formats import score_text
+from cnn_search.report.parts import Figure, Table
 
 BLACK, BLUE, ORANGE, GREEN, GREY = "#000000", "#0072B2", "#D55E00", "#009E73", "#8a8a8a"
 MOST_POINTS = 500  # that are drawn in a figure; plotly's SVG lags behind the hand with more

@@ -15,13 +15,13 @@ import jinja2
 import plotly
 from markupsafe import Markup
 
-from cnn_search import sections
-from cnn_search.analysis import analyse, read
 from cnn_search.answer import answer
-from cnn_search.errors import LedgerError
-from cnn_search.formats import when
+from cnn_search.errors import LedgerError, TrackingError
 from cnn_search.ledger import Record
-from cnn_search.parts import Figure, Image, Table
+from cnn_search.report import sections
+from cnn_search.report.analysis import analyse, read
+from cnn_search.report.formats import when
+from cnn_search.report.parts import Figure, Image, Table
 
 MOST_ROWS = 500  # of a table in the page; all are in the JSON twin
 MOST_MARKDOWN_ROWS = 60
@@ -78,6 +78,22 @@ def save(report: Report, target: Path) -> Path:
     return target
 
 
+def publish(target: Path, name: str, sweep: str, mlruns: Path) -> str:
+    """Leave a saved report in MLflow, as artifacts of the sweep's run.
+
+    Returns:
+        Why not, if it cannot be; it is on the disk all the same.
+    """
+    from cnn_search import store  # imports mlflow
+
+    files = [target, target.with_suffix(".md"), target.with_suffix(".json")]
+    try:
+        store.upload(store.open_store(mlruns, name), sweep, files)
+    except TrackingError as error:
+        return f"the page was not left in MLflow. {error}"
+    return ""
+
+
 def make(ledger: Path) -> Report:
     """Return the report of a sweep.
 
@@ -123,7 +139,7 @@ def prediction_grid(record: Record, folder: Path) -> Image:
 
 def _environment(**options: Any) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cnn_search"),
+        loader=jinja2.PackageLoader("cnn_search.report"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

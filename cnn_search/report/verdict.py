@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cnn_search import charts, intervals
-from cnn_search.formats import interval, percent, score_text
-from cnn_search.parts import Figure, Image, Section, Table
+from cnn_search.report import charts, intervals
+from cnn_search.report.formats import interval, percent, score_text
+from cnn_search.report.parts import Figure, Image, Section, Table
 
 Facts = Mapping[str, Any]
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cnn_search.importance import full_trials
 from cnn_search.ledger import Record, Trial
+from cnn_search.report.importance import full_trials
 
 FEWEST_IN_GROUP = 8  # of fewer trials, the interval covers too seldom
 RESAMPLES = 4000

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cnn_search.charts import BLACK, BLUE, GREY, ORANGE, drawn_note, escape
-from cnn_search.parts import Figure, Table
+from cnn_search.report.charts import BLACK, BLUE, GREY, ORANGE, drawn_note, escape
+from cnn_search.report.parts import Figure, Table
 
 
 def importance_chart(importance: Mapping[str, Any], most: int = 15) -> Figure:

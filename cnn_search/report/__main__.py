@@ -45,8 +45,8 @@ def main(
         raise click.UsageError("Expected either NAME or --ledger FILE.")
     if to is not None and to.suffix != ".html":
         raise click.UsageError(f"--to: expected the name of an .html file; received '{to}'.")
-    from cnn_search import page
     from cnn_search.ledger import find_sweep
+    from cnn_search.report import page
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = find_sweep(mlruns, name) if name is not None else None
@@ -66,7 +66,8 @@ def main(
         click.echo(made.twin["answer"]["sentence"])
         click.echo(f"\n{target}, with {target.stem}.md and {target.stem}.json beside it")
     if name is not None:
-        _leave_in_mlflow(name, made.twin["answer"]["sweep"], target, mlruns)
+        if why := page.publish(target, name, made.twin["answer"]["sweep"], mlruns):
+            click.echo(f"note: {why}", err=True)
 
 
 def _fetch(name: str, mlruns: Path, folder: Path) -> Path:
@@ -80,17 +81,6 @@ def _fetch(name: str, mlruns: Path, folder: Path) -> Path:
             f"report: expected a sweep that ran; there is none called {name!r} in {mlruns}. Run "
             f"`python -m cnn_search.sweep {name}` first, or pass --mlruns or --ledger. ({error})"
         ) from None
-
-
-def _leave_in_mlflow(name: str, sweep: str, target: Path, mlruns: Path) -> None:
-    """Upload the three files; say why not, if it cannot be: they are on the disk all the same."""
-    from cnn_search import store
-
-    files = [target, target.with_suffix(".md"), target.with_suffix(".json")]
-    try:
-        store.upload(store.open_store(mlruns, name), sweep, files)
-    except TrackingError as error:
-        click.echo(f"note: the page was not left in MLflow. {error}", err=True)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnn_search.claims import weigh_claims
-from cnn_search.comparison import compare, named_trial
 from cnn_search.errors import LedgerError
-from cnn_search.importance import full_trials, importance
 from cnn_search.ledger import Event, Record, Trial, read_events
-from cnn_search.mistakes import tested
 from cnn_search.progress import changes
+from cnn_search.report.claims import weigh_claims
+from cnn_search.report.comparison import compare, named_trial
+from cnn_search.report.importance import full_trials, importance
+from cnn_search.report.mistakes import tested
 
 OPEN_ENDS = ("", "interrupted", "crashed")
 

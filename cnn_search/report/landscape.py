@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cnn_search.charts import (
+from cnn_search.ledger import Record, Trial
+from cnn_search.report.charts import (
     BLACK,
     BLUE,
     MOST_POINTS,
@@ -17,10 +18,16 @@ from cnn_search.charts import (
     points_trace,
     sample,
 )
-from cnn_search.formats import score_text, value_text
-from cnn_search.importance import Drawn, direction_of, freeze, full_trials, is_number, plain_value
-from cnn_search.ledger import Record, Trial
-from cnn_search.parts import Figure, Plot, Table
+from cnn_search.report.formats import score_text, value_text
+from cnn_search.report.importance import (
+    Drawn,
+    direction_of,
+    freeze,
+    full_trials,
+    is_number,
+    plain_value,
+)
+from cnn_search.report.parts import Figure, Plot, Table
 
 MOST_LINES = 100  # of parallel coordinates
 DECADES = {"dtick": 1, "minor": {"ticks": "outside", "dtick": "D1"}}  # of a logarithmic axis
@@ -60,6 +67,7 @@ def parallel_chart(record: Record, names: Sequence[str]) -> Figure | None:
     )
     plot = _plain(found)
     plot["data"][-1]["marker"]["showscale"] = False  # the score has an axis of its own
+    plot["layout"]["margin"] = {"l": 60, "r": 80, "t": 24, "b": 44}
     rows = [
         [str(t.number), score_text(t.result["score"])]
         + [value_text(t.values[name]) if name in t.values else "" for name in names]
@@ -94,7 +102,12 @@ def slice_charts(record: Record, names: Sequence[str]) -> list[Figure]:
         for trace in plot["data"]:
             trace["x"] = [_unquoted(x) for x in trace["x"]]
             numbers = trace["marker"]["color"]
-            trace["marker"] |= {"colorscale": "Cividis", "size": 7, "showscale": False}
+            trace["marker"] |= {
+                "colorscale": "Cividis",
+                "size": 7,
+                "showscale": False,
+                "opacity": 0.7,
+            }
             trace |= {"text": list(numbers), "hovertemplate": "trial %{text}: %{y:.4f}"}
         axis = plot["layout"]["xaxis"]
         if axis.get("type") == "log":

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from cnn_search import charts, colophon, intervals, landscape, verdict
-from cnn_search.formats import (
+from cnn_search.ledger import Record
+from cnn_search.progress import duration
+from cnn_search.report import charts, colophon, intervals, landscape, verdict
+from cnn_search.report.formats import (
     amount,
     interval,
     percent,
     score_text,
     value_text,
 )
-from cnn_search.importance import full_trials
-from cnn_search.ledger import Record
-from cnn_search.parts import Figure, Image, Section, Table
-from cnn_search.progress import duration
+from cnn_search.report.importance import full_trials
+from cnn_search.report.parts import Figure, Image, Section, Table
 
 Facts = Mapping[str, Any]
 
@@ -59,16 +59,18 @@ def first_tables(record: Record, answer: Facts, facts: Facts) -> list[Table]:
     rows = []
     if found["evidence"] == "test":
         about = {row["name"]: row for row in answer["rows"]}
-        sides = [about[name] for name in (found["baseline"], found["best"]) if name]
-        rows.append(["test accuracy", *(f"{percent(s['accuracy'])} %" for s in sides)])
-        rows.append(["its 95 % interval", *(f"{interval(s['accuracy'])} %" for s in sides)])
-        rows.append(["validation, mean", *(score_text(s["validation"]["mean"]) for s in sides)])
+        sides = [about.get(found["baseline"]), about.get(found["best"])]
+        measures: dict[str, Callable[[Facts], str]] = {
+            "test accuracy, %": lambda row: percent(row["accuracy"]),
+            "its 95 % interval": lambda row: interval(row["accuracy"]),
+            "validation, mean": lambda row: score_text(row["validation"]["mean"]),
+            "seeds": lambda row: str(len(row["seeds"])),
+        }
+        for title, tell in measures.items():
+            rows.append([title, *("" if row is None else tell(row) for row in sides), ""])
     else:
-        rows.append(
-            [f"{answer['objective']}, one seed"]
-            + [score_text(found["scores"].get(found[side])) for side in ("baseline", "best")]
-        )
-    rows = [[*(row + ["", ""])[:3], ""] for row in rows]
+        scores = [score_text(found["scores"].get(found[side])) for side in ("baseline", "best")]
+        rows.append([f"{answer['objective']}, one seed", *scores, ""])
     for cost in found["costs"]:
         both = cost["baseline"] and cost["best"]
         rows.append(
@@ -79,13 +81,13 @@ def first_tables(record: Record, answer: Facts, facts: Facts) -> list[Table]:
                 f"{cost['best'] / cost['baseline']:.2g} ×" if both else "",
             ]
         )
-    seeds = f"means of {answer['seeds']} seeds" if found["evidence"] == "test" else "one seed"
+    means = "Means over the seeds, of latencies medians. " if found["evidence"] == "test" else ""
     costs = Table(
         ["", f"#{names[0]}", f"#{names[1]}", "#ratio"],
         rows,
         "What it cost",
-        f"{seeds[0].upper()}{seeds[1:]}. FLOPs count multiplications and additions; training "
-        "counts backward twice. Seconds are those of the machine, and of what else ran on it.",
+        f"{means}FLOPs count multiplications and additions; training counts backward twice. "
+        "Seconds are those of the machine, and of what else ran on it.",
     )
     changed = Table(
         ["", names[0], names[1]],

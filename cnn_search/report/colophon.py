@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cnn_search.formats import command_of, when
-from cnn_search.parts import Section, Table
+from cnn_search.report.formats import command_of, when
+from cnn_search.report.parts import Section, Table
 
 Facts = Mapping[str, Any]
 

@@ -22,10 +22,10 @@ sweep: setup  ## the main job, on images that are on board; a few minutes on two
 	@echo "On real photographs:  $(BIN)/python -m cnn_search.sweep cifar10"
 
 test: setup  ## all tests, as CI runs them
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup  ## under three minutes
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 check: setup
 	$(BIN)/ruff format --check .

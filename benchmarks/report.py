@@ -33,7 +33,8 @@ import json, resource
 unit = 1 if sys.platform == "darwin" else 1024
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 seconds = time.perf_counter() - start
-print(json.dumps({"seconds": seconds, "peak_bytes": peak, "page_bytes": target.stat().st_size}))
+found = {"seconds": seconds, "cpu_seconds": time.process_time(), "peak_bytes": peak}
+print(json.dumps({**found, "page_bytes": target.stat().st_size}))
 """
 
 
@@ -248,17 +249,16 @@ def main() -> None:
             for count in counts:
                 target = folder / f"{count}.html"
                 found.setdefault(count, []).append(measure(folder / f"{count}.jsonl", target))
-    print(f"{'trials':>6} {'n':>2} {'seconds, median':>15} {'min':>6} {'max':>6}", end="")
-    print(f" {'ms a trial':>10} {'peak MB':>8} {'page MB':>8}")
+    heads = ("trials", "n", "s, median", "min", "max", "CPU seconds", "peak MB", "page MB")
+    print(" ".join(f"{head:>11}" for head in heads))
     for count, runs in found.items():
         seconds = sorted(run["seconds"] for run in runs)
-        median = seconds[len(seconds) // 2]
-        peak = max(run["peak_bytes"] for run in runs) / 1e6
-        size = runs[0]["page_bytes"] / 1e6
-        print(
-            f"{count:6} {len(runs):2} {median:15.2f} {seconds[0]:6.2f} {seconds[-1]:6.2f}", end=""
-        )
-        print(f" {1000 * median / count:10.2f} {peak:8.0f} {size:8.2f}")
+        processor = sorted(run["cpu_seconds"] for run in runs)[len(runs) // 2]
+        cells = [f"{count}", f"{len(runs)}", f"{seconds[len(runs) // 2]:.2f}"]
+        cells += [f"{seconds[0]:.2f}", f"{seconds[-1]:.2f}", f"{processor:.2f}"]
+        cells += [f"{max(run['peak_bytes'] for run in runs) / 1e6:.0f}"]
+        cells += [f"{runs[0]['page_bytes'] / 1e6:.2f}"]
+        print(" ".join(f"{cell:>11}" for cell in cells))
     if options.json:
         with open(options.json, "w") as file:
             json.dump({"time": time.time(), "runs": found}, file, indent=1)

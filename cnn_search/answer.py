@@ -42,9 +42,10 @@ def answer(record: Record) -> dict[str, Any]:
         trials = [t for t in record.retrainings(finalist["name"]) if t.tests]
         weights = list(dict.fromkeys(w for trial in trials for w in trial.tests))
         for kind in weights:
-            row = _row(record, finalist, trials, kind)
+            scored = [trial for trial in trials if kind in trial.tests]
+            row = _row(record, finalist, scored, kind)
             correct[row["name"]] = np.stack(
-                [unpack_bits(t.tests[kind]["correct"], plan["test_images"]) for t in trials]
+                [unpack_bits(t.tests[kind]["correct"], plan["test_images"]) for t in scored]
             )
             row["accuracy"] = _plain(statistics.accuracy(correct[row["name"]]))
             rows.append(row)

@@ -34,6 +34,7 @@ class Outcome:
         folder: The sweep's folder, with its ledger.
         record: What the ledger says now.
         mlflow: Where MLflow keeps it, without credentials.
+        ending: Why it ended, as the event "end" says.
         undelivered: Why MLflow does not have everything; empty if it has.
         already: Nothing was left to do, and nothing was trained.
     """
@@ -41,6 +42,7 @@ class Outcome:
     folder: Path
     record: Record
     mlflow: str = ""
+    ending: str = ""
     undelivered: str = ""
     already: bool = False
 
@@ -108,7 +110,9 @@ class Driver(abc.ABC):
         if not self.begin():
             self.ledger.close()
             undelivered = tracking.Follower(store, self.folder).deliver()
-            return Outcome(self.folder, self.record, store.address, undelivered, already=True)
+            return Outcome(
+                self.folder, self.record, store.address, undelivered=undelivered, already=True
+            )
         self.append("session", job=self.job, **surroundings())
         for trial in self._started():
             self.append("killed", **self._name(trial))
@@ -131,7 +135,7 @@ class Driver(abc.ABC):
             with contextlib.suppress(OSError):
                 self.ledger.close()
             undelivered = follower.close(self.say)
-        return Outcome(self.folder, self.record, store.address, undelivered)
+        return Outcome(self.folder, self.record, store.address, self.ending, undelivered)
 
     def _loop(self, engine: InlineEngine) -> None:
         while True:

@@ -21,6 +21,7 @@ from cnn_search.driver import OnEvent, Outcome, Say
 from cnn_search.errors import LedgerError
 from cnn_search.ledger import Record, Trial, hold, pack_bits, read_record
 from cnn_search.retraining import Retrainer, Wanted
+from cnn_search.search import baseline_values
 from cnn_search.training import SHOWN_IMAGES
 
 CALIBRATION_BINS = 15
@@ -119,9 +120,7 @@ class _Final(Retrainer):
     ) -> None:
         super().__init__(folder, record, dataset, minutes, on_event, say)
         self.table = table
-        names = table.baselines or [next(iter(self.space.baselines))]
-        names = list(self.space.baselines) if names == ["all"] else names
-        self.baselines = {name: self.space.baseline_values(name) for name in names}
+        self.baselines = baseline_values(self.space, table.baselines)
         self.plan: dict[str, Any] = {}
 
     def begin(self) -> bool:
@@ -207,6 +206,13 @@ class _Final(Retrainer):
         for weights, file in files.items():
             if weights in trial.tests:
                 continue
+            if not (folder / file).exists():
+                if weights != kept:  # it was scored as a trial before, without them
+                    continue
+                raise LedgerError(
+                    f"{folder / file}: expected the weights of final {trial.number}; they are "
+                    "gone. Start a new sweep with --new."
+                )
             model = keras.models.load_model(folder / file)
             probabilities, seconds = _predict(model, self.dataset.test.images)
             self.append(

@@ -102,7 +102,9 @@ def main(
     else:
         progress.show_answer(Console(width=None if Console().is_terminal else 120), found)
         click.echo(f"The report: {target}")
-    return exit_code(outcome.record)
+    if outcome.ending == "interrupted":
+        return commands.INTERRUPTED
+    return 0 if outcome.record.scored else 1
 
 
 def final_table(plan: Mapping[str, Any]) -> FinalTable:
@@ -110,13 +112,6 @@ def final_table(plan: Mapping[str, Any]) -> FinalTable:
     books = [f["name"] for f in plan["finalists"] if f["baseline"]]
     top = len(plan["finalists"]) - len(books)
     return FinalTable(top=max(1, top), seeds=plan["seeds"], baselines=books)
-
-
-def exit_code(record: Any) -> int:
-    """Return 0 for an answer, 130 if the scoring was interrupted, 1 if there is none (yet)."""
-    if record.scoring_end == "interrupted":
-        return commands.INTERRUPTED
-    return 0 if record.scored else 1
 
 
 if __name__ == "__main__":

@@ -110,9 +110,9 @@ class _Search(Driver):
             trials=definition.trials,
             seed=definition.seed,
         )
-        names = definition.baselines or [next(iter(space.baselines))]
-        names = list(space.baselines) if names == ["all"] else names
-        self.baselines = [(name, space.baseline_values(name)) for name in names]
+        self.baselines = list(baseline_values(space, definition.baselines).items())
+        if definition.final:  # what is wrong there should not come out after the search
+            baseline_values(space, definition.final.baselines)
         self.tries = [complete(whole, self.baselines[0][1], values) for values in tries]
 
     @property
@@ -265,6 +265,16 @@ class _Search(Driver):
                 f"{'; '.join(changed)}. Start a new sweep with --new, or leave the change out."
             )
         self.check_images()
+
+
+def baseline_values(space: Any, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the values of baselines by name: the space's first if none are named, "all" for each.
+
+    Raises:
+        DefinitionError: there is no such baseline.
+    """
+    names = names or [next(iter(space.baselines))]
+    return {n: space.baseline_values(n) for n in (space.baselines if names == ["all"] else names)}
 
 
 def setup_of(definition: Definition, folder: Path) -> Setup:

@@ -128,7 +128,7 @@ def main(
         progress.show_answer(out, found)
         for line in _what_next(sweep, outcome, written):
             click.echo(line)
-    if "interrupted" in (outcome.record.end, outcome.record.scoring_end):
+    if outcome.ending == "interrupted":
         return commands.INTERRUPTED
     return 0 if summary["best"] else 1
 
@@ -180,6 +180,12 @@ def _describe(sweep: definition.Definition) -> str:
     ]
     if sweep.minutes:
         lines.append(f"ends after the epoch that runs at minute {sweep.minutes:g}")
+    if sweep.final:
+        books = ", ".join(sweep.final.baselines) or "the first baseline"
+        lines.append(
+            f"then {books} and the best {sweep.final.top} are trained anew, {sweep.final.seeds} "
+            f"seeds of {sweep.training.epochs} epochs each, and scored once on the test part"
+        )
     lines += [f"narrowed: {name} = {json.dumps(v)}" for name, v in sweep.space.items()]
     return "\n".join(lines)
 
@@ -204,7 +210,7 @@ def _what_next(sweep: Any, outcome: Any, written: str) -> list[str]:
     record, lines = outcome.record, [""]
     typed = [argument for argument in sys.argv[1:] if argument != "--new"]
     again = f"python -m cnn_search.sweep {shlex.join(typed)}"
-    if "interrupted" in (record.end, record.scoring_end):
+    if outcome.ending == "interrupted":
         lines.append(f"Interrupted; nothing is lost. The same command goes on: {again}")
     elif record.end == "minutes":
         lines.append(f"The minutes are used up. To go on: {again} --minutes N, with a larger N.")
@@ -217,8 +223,9 @@ def _what_next(sweep: Any, outcome: Any, written: str) -> list[str]:
         lines.append("This sweep was finished, as Hyperband's brackets are. Another one: --new.")
     elif outcome.already:
         lines.append(f"This sweep was finished. To extend it: {again} --trials N; or --new.")
-    if record.champion is not None and record.end != "interrupted":
-        lines.append(f"Registered: trial {record.champion}, as a version of models:/{sweep.name}")
+    if record.champion is not None and outcome.ending != "interrupted":
+        what = record.scored.get("winner") or f"trial {record.champion}"
+        lines.append(f"Registered: {what}, as a version of models:/{sweep.name}")
         lines.append(f"  as files:   python -m cnn_search.registry pull {sweep.name}")
     if outcome.undelivered:
         lines.append(f"MLflow does not have everything: {outcome.undelivered}")

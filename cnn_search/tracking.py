@@ -127,7 +127,7 @@ class _Delivery:
             "champion": [self._register],
             "plan": [self._open_final],
             "test": [self._log_test],
-            "scored": [self._register],
+            "scored": [self._register, self._log_answer],
             "end": [self._log_weights, self._log_ledger, self._end_session],
         }
         for event, end in read_events(self.folder / "ledger.jsonl", self.offset):
@@ -343,6 +343,16 @@ class _Delivery:
         if kept and shown.exists():
             names = self.record.header["data"]["class_names"]
             self.client.log_artifact(run, figures.draw_saved(shown.parent, "test", names))
+
+    def _log_answer(self, event: Event) -> None:
+        """Say the answer where the table of runs shows it."""
+        found = answer(self.record)
+        rows = {row["name"]: row for row in found["rows"]}
+        metrics = {"test_accuracy": rows[found["winner"]]["accuracy"]["mean"]}
+        if found["baseline"]:
+            metrics["baseline_test_accuracy"] = rows[found["baseline"]]["accuracy"]["mean"]
+        tags = {"winner": found["winner"], "answer": found["sentence"]}
+        self._log(self.runs["parent"], metrics=metrics, tags=tags, at=event["time"])
 
     def _register(self, event: Event) -> None:
         trial = self.record.trial_of(event)

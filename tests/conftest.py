@@ -16,9 +16,12 @@ gc.freeze()  # as the engines do: Keras collects garbage before each training
 ROOT = Path(__file__).parent.parent
 
 
+LONGEST = ("test_kill.py", "test_final.py", "test_replay.py", "test_tracking.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the longest file begin first, so that two workers end together."""
-    items.sort(key=lambda item: item.path.name != "test_kill.py")
+    """Let the longest files begin first, so that two workers end together."""
+    items.sort(key=lambda item: LONGEST.index(name) if (name := item.path.name) in LONGEST else 9)
 
 
 @pytest.fixture(scope="session")

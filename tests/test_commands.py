@@ -1,5 +1,6 @@
 """Tests of the commands a person types: real processes, what they print where, and how they end."""
 
+import html
 import json
 import os
 import subprocess
@@ -298,6 +299,63 @@ def test_the_champion_is_listed_shown_and_pulled(
     paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert tmp_path / "digits.keras" in paths
     assert all(path.is_file() for path in paths)
+
+
+# A sweep that ends with its answer
+
+SCORED = """# A small sweep that is scored
+data = "digits"
+train_limit = 200
+trials = 2
+
+[training]
+epochs = 2
+
+[final]
+top = 1
+seeds = 2
+
+[space]
+depth = 1
+convolutions = 1
+filters_1 = [8, 16]
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_with_its_answer_a_report_and_a_scored_champion(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, mlruns = tmp_path / "small.toml", ["--mlruns", str(tmp_path / "mlruns")]
+    file.write_text(SCORED)
+    swept = python("-m", "cnn_search.sweep", str(file), "--threads", "1", *mlruns)
+    assert swept.returncode == 0, swept.stderr
+    assert "final scoring: vgg_bn, trial 1; 2 seeds each of 2 epochs" in swept.stderr
+    assert "Trained anew, scored on the test part" in swept.stdout
+    again = python("-m", "cnn_search.score", "small", "--json", *mlruns)
+    assert again.returncode == 0, again.stderr
+    answer = json.loads(again.stdout)
+    assert answer["state"] == "scored"
+    assert "final 0" not in again.stderr
+    (page,) = tmp_path.glob("mlruns/sweeps/small-*/report.html")
+    assert str(page) in swept.stdout
+    assert answer["sentence"] in html.unescape(page.read_text())
+    registry.main.main(["show", "small", "--json", *mlruns], standalone_mode=False)
+    model = json.loads(capsys.readouterr().out)
+    assert model["evidence"] == "test"
+    registry.main.main(["history", "small", "--json", *mlruns], standalone_mode=False)
+    assert "validation scores alone" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_unknown_baseline_of_the_final_table_is_refused_before_the_search(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "small.toml"
+    file.write_text(SCORED.replace("seeds = 2", 'seeds = 2\nbaselines = ["vgg"]'))
+    with pytest.raises(DefinitionError, match="expected some of vgg_bn; received 'vgg'"):
+        sweep.main.main([str(file), "--mlruns", str(tmp_path / "mlruns")], standalone_mode=False)
+    assert not (tmp_path / "mlruns").exists()
 
 
 # The baseline command

@@ -11,6 +11,7 @@ from cnn_search import datasets
 from cnn_search.definition import (
     NOT_IN_DIGEST,
     Definition,
+    FinalTable,
     OracleTable,
     TrainingTable,
     differences,
@@ -38,6 +39,9 @@ monitor = "loss"
 [oracle]
 kind = "bayes"
 
+[final]
+seeds = 1
+
 [tuner]
 kind = "random"
 """
@@ -52,7 +56,8 @@ seed: expected greater than or equal to 1; received 0
 [training] epoch: no such key; did you mean epochs?
 [oracle] kind: expected 'random', 'grid', 'bayesian' or 'hyperband'; received "bayes"
 trails: no such key; did you mean trials?
-tuner: no such key; did you mean name, data, .*, oracle, space?
+[final] seeds: expected greater than or equal to 2; received 1
+tuner: no such key; did you mean name, data, .*, final, space?
 """
 
 
@@ -293,6 +298,9 @@ OTHERS: dict[str, Any] = {  # of every field another value than digits.toml's
     "oracle.over": ["kernel"],
     "oracle.factor": 4,
     "oracle.iterations": 2,
+    "final.top": 2,
+    "final.seeds": 9,
+    "final.baselines": ["all"],
     "space": {"kernel": 3},
 }
 
@@ -306,7 +314,7 @@ def with_other(key: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def test_the_list_of_fields_is_complete() -> None:
-    tables = {"training": TrainingTable, "oracle": OracleTable}
+    tables = {"training": TrainingTable, "oracle": OracleTable, "final": FinalTable}
     fields = {name for name in Definition.model_fields if name not in tables}
     fields |= {f"{name}.{key}" for name, table in tables.items() for key in table.model_fields}
     assert set(OTHERS) == fields
@@ -316,8 +324,8 @@ def test_the_list_of_fields_is_complete() -> None:
 def test_the_digest_ignores_how_long_a_sweep_runs_and_where_its_data_lies_alone(key: str) -> None:
     old, new = with_other(key)
     assert old != new
-    ignored = {"trials", "minutes", "data", "data_dir", "keep_models"}
-    assert (digest(old) == digest(new)) is (key in ignored)
+    ignored = {"trials", "minutes", "data", "data_dir", "keep_models", "final"}
+    assert (digest(old) == digest(new)) is (key.split(".")[0] in ignored)
     assert ignored == NOT_IN_DIGEST
 
 

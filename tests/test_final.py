@@ -147,7 +147,12 @@ def test_mlflow_has_the_retrainings_as_grandchildren(scored):
         curve = client.get_metric_history(run.info.run_id, "val_accuracy")
         assert [m.value for m in curve] == [e["val_accuracy"] for e in trial.curve.values()]
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert "test images" in parent.data.tags["mlflow.note.content"]
+    told = answer.answer(outcome.record)
+    assert parent.data.tags["answer"] == told["sentence"]
+    assert told["sentence"] in parent.data.tags["mlflow.note.content"]
+    means = {row["name"]: row["accuracy"]["mean"] for row in told["rows"]}
+    assert parent.data.metrics["test_accuracy"] == means[told["winner"]]
+    assert parent.data.metrics["baseline_test_accuracy"] == means[told["baseline"]]
 
 
 def test_more_seeds_keep_those_there_are(tmp_path, digits):

@@ -24,7 +24,7 @@ FEWEST_TRIALS = 20  # below, nothing is computed
 FEWEST_TOP = 5  # "at least 5 trials above target_quantile": Optuna's advice for PED-ANOVA
 TOP_QUANTILE = 0.1
 MOST_LEVELS = 12  # numbers that took more values than these are a range
-RESAMPLED_TRIALS = 40_000  # in all, so that 2,000 trials take seconds and not minutes
+RESAMPLES = (40, 20)  # of up to, and of more than 1,000 trials: seconds, not minutes
 
 Direction = Literal["minimize", "maximize"]
 
@@ -191,7 +191,7 @@ def importance(record: Record) -> dict[str, Any]:
     if not total:
         found["note"] = "All trials have the same score: there is nothing to explain."
         return found
-    resamples = int(np.clip(RESAMPLED_TRIALS // n, 20, 100))
+    resamples = RESAMPLES[n > 1000]
     rng = np.random.default_rng(0)
     shares: dict[str, list[float]] = {name: [] for name in point}
     # the scores as they are count as one of the shuffles: then the bound keeps its 5 % exactly

@@ -68,7 +68,8 @@ def save(report: Report, target: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
             partial = path.with_name(f".{path.name}.partial")
-            partial.write_text(text, encoding="utf-8")
+            # a message may hold half a character, such as a strange file's name
+            partial.write_bytes(text.encode("utf-8", "replace"))
             os.replace(partial, path)
     except OSError as error:
         raise LedgerError(

@@ -487,7 +487,8 @@ def test_nothing_from_outside_is_markup(made):
     assert "<img src=http" not in made.html
     document = Document(made.html)
     # the figures' data, plotly and our own
-    assert [script.get("type") for script in document.scripts] == ["application/json", None, None]
+    types = [script.get("type") for script in document.scripts]
+    assert types == ["application/json", "text/plain", None]
     assert made.html.count("</script>") == 3
     assert HOSTILE in document.text
     assert "<script>" not in made.markdown

@@ -491,7 +491,7 @@ def test_other_surroundings_are_warned_of_and_replayed_all_the_same(
     monkeypatch.setattr(
         "cnn_search.surroundings.git_state", lambda: {"commit": "abc", "dirty": True}
     )
-    parent = scored.run_of(kind="sweep")
+    attempt = scored.run_of(trial=0)
     tags = {
         "version.keras": "3.0.0",
         "machine.processor": "An abacus",
@@ -500,8 +500,8 @@ def test_other_surroundings_are_warned_of_and_replayed_all_the_same(
     }
     setting = "UPDATE tags SET value = ? WHERE key = ? AND run_uuid = ?"
     sweep = changed(
-        *((setting, (value, key, parent)) for key, value in tags.items()),
-        (setting, ("7", "threads", scored.run_of(trial=0))),
+        *((setting, (value, key, attempt)) for key, value in tags.items()),
+        (setting, ("7", "threads", attempt)),
     )
     code, result, err = play(sweep, "digits", "--trial", 0)
     assert (code, result["verdict"]) == (0, "exactly")

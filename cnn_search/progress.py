@@ -226,11 +226,11 @@ def show_answer(console: Console, answer: Mapping[str, Any]) -> None:
     if answer["state"] != "scored":
         return
     table = Table(
-        title="Trained anew, scored on the test part (accuracies in %, gains in points)",
+        title="Trained anew, scored on the test part (accuracy in %, the winner's gain in points)",
         title_justify="left",
     )
     table.add_column("", no_wrap=True)
-    columns = ("test accuracy", "95 % interval", "winner's gain", "95 % interval", "parameters")
+    columns = ("accuracy", "95 % interval", "gain", "95 % interval", "parameters")
     for column in (*columns, "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in answer["rows"]:

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from cnn_search import tracking
 from cnn_search.datasets import Dataset
 from cnn_search.driver import OnEvent, Outcome, Say
 from cnn_search.errors import LedgerError
-from cnn_search.ledger import Record, Trial, hold, read_record
+from cnn_search.ledger import Record, Trial, read_record
 from cnn_search.oracles import complete
 from cnn_search.retraining import Retrainer, Wanted
 
@@ -65,9 +64,7 @@ def run(
     """
     record = read_record(folder / "ledger.jsonl")
     ablation = _Ablation(folder, record, dataset, seeds, minutes, on_event, say)
-    store = tracking.open_store(mlruns, record.definition["name"], create=True)
-    with hold(folder):
-        return ablation.drive(store)
+    return ablation.run(mlruns)
 
 
 class _Ablation(Retrainer):
@@ -150,9 +147,7 @@ class _Ablation(Retrainer):
             order = order_of(self.record, alone, self.plan["seeds"]) or []
             path = [self.changed(order[:step]) for step in range(1, len(order) + 1)]
             self.append("ablation", **self.plan, alone=alone, order=order, path=path)
-        for number in self.trials:
-            for weights in ("best", "last"):
-                (self.setup.trial_folder(number) / f"{weights}.keras").unlink(missing_ok=True)
+        self.drop_other_weights()
 
 
 def order_of(

@@ -14,12 +14,11 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from cnn_search import tracking
 from cnn_search.datasets import Dataset, Part
 from cnn_search.definition import FinalTable
 from cnn_search.driver import OnEvent, Outcome, Say
 from cnn_search.errors import LedgerError
-from cnn_search.ledger import Record, Trial, hold, pack_bits, read_record
+from cnn_search.ledger import Record, Trial, pack_bits, read_record
 from cnn_search.retraining import Retrainer, Wanted
 from cnn_search.search import baseline_values
 from cnn_search.training import SHOWN_IMAGES
@@ -100,9 +99,7 @@ def run(
     """
     record = read_record(folder / "ledger.jsonl")
     final = _Final(folder, record, dataset, table, minutes, on_event, say)
-    store = tracking.open_store(mlruns, record.definition["name"], create=True)
-    with hold(folder):
-        return final.drive(store)
+    return final.run(mlruns)
 
 
 class _Final(Retrainer):
@@ -191,9 +188,7 @@ class _Final(Retrainer):
             self.ending = "failed"
             return
         self.append("scored", **winner)
-        for number in self.trials:
-            for weights in ("best", "last"):
-                (self.setup.trial_folder(number) / f"{weights}.keras").unlink(missing_ok=True)
+        self.drop_other_weights()
 
     def _test(self, trial: Trial, also_other_weights: bool) -> None:
         """Score the weights that the protocol keeps, and if asked those that it does not."""

@@ -51,9 +51,10 @@ class Reporter:
 
     def __call__(self, record: Record, event: Event) -> None:
         kind = event["kind"]
-        if kind == "plan":
-            self.trials = len(event["finalists"]) * event["seeds"]
-            self.epochs = self.trials * event["epochs"]
+        if record.job == "final" and record.plans:  # also one that is on record and goes on
+            plan = record.plans[-1]
+            self.trials = len(plan["finalists"]) * plan["seeds"]
+            self.epochs = self.trials * plan["epochs"]
         if kind == "start":
             self._on_start(record, record.trial_of(event))
         elif kind == "epoch":
@@ -69,7 +70,9 @@ class Reporter:
 
     def _name(self, trial: Trial) -> str:
         if trial.source == "final":
-            return f"final {trial.number} ({trial.number + 1} of {self.trials}): {trial.finalist}"
+            # an ablation's are beyond the plan
+            of = f" ({trial.number + 1} of {self.trials})" if trial.number < self.trials else ""
+            return f"final {trial.number}{of}: {trial.finalist}"
         number = f"trial {trial.number} ({trial.number + 1} of {self.trials})"
         return number + (f" (baseline {trial.baseline})" if trial.baseline else "")
 

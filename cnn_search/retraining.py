@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cnn_search import tracking
 from cnn_search.datasets import Dataset
 from cnn_search.definition import Definition
-from cnn_search.driver import Driver, OnEvent, Say
+from cnn_search.driver import Driver, OnEvent, Outcome, Say
 from cnn_search.errors import LedgerError
-from cnn_search.ledger import Event, Record, Trial
+from cnn_search.ledger import Event, Record, Trial, hold
 from cnn_search.search import setup_of
 from cnn_search.training import make_space
 
@@ -58,6 +59,12 @@ class Retrainer(Driver):
         super().__init__(folder, setup, dataset, on_event, say)
         self.space = make_space(setup, dataset)
         self.ends_at = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def run(self, mlruns: Path) -> Outcome:
+        """Hold the sweep, and train what is wanted."""
+        store = tracking.open_store(mlruns, self.definition.name, create=True)
+        with hold(self.folder):
+            return self.drive(store)
 
     @abc.abstractmethod
     def wanted(self) -> Iterator[Wanted]:
@@ -105,3 +112,9 @@ class Retrainer(Driver):
 
     def ended(self, trial: Trial, event: Event) -> None:
         (self.setup.trial_folder(trial.number) / "checkpoint.npz").unlink(missing_ok=True)
+
+    def drop_other_weights(self) -> None:
+        """Delete the weights that the protocol does not keep: only the test part needs them."""
+        for number in self.trials:
+            for weights in ("best", "last"):
+                (self.setup.trial_folder(number) / f"{weights}.keras").unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The final scoring: who is trained anew, what is read of the test part and when, who wins."""
 
 import dataclasses
+import io
 import json
 import math
 
@@ -8,9 +9,10 @@ import keras
 import mlflow
 import numpy as np
 import pytest
+from rich.console import Console
 from sklearn.metrics import confusion_matrix, log_loss
 
-from cnn_search import ablation, answer, datasets, definition, final, search
+from cnn_search import ablation, answer, datasets, definition, final, progress, search
 from cnn_search.datasets import Part
 from cnn_search.definition import FinalTable
 from cnn_search.errors import LedgerError
@@ -124,6 +126,15 @@ def test_scoring_again_returns_what_is_recorded(scored, digits, monkeypatch):
     assert again.already
     assert again.record.scored == outcome.record.scored
     assert (outcome.folder / "ledger.jsonl").read_bytes() == before
+
+
+def test_progress_counts_a_scoring_that_goes_on_by_its_plan(scored):
+    _, outcome = scored
+    said = io.StringIO()
+    reporter = progress.Reporter(Console(file=said), 0, 0)  # the plan was told to an earlier one
+    start = events_of(outcome.folder, "start")[-1]
+    reporter(outcome.record, start)
+    assert f"final {start['final']} ({start['final'] + 1} of 4): " in said.getvalue()
 
 
 def test_mlflow_has_the_retrainings_as_grandchildren(scored):

@@ -320,15 +320,18 @@ def test_a_stride_belongs_to_a_blocks_first_convolution() -> None:
     [
         ({}, []),  # 2 channels before it, 2 after: the block's input itself
         ({"filters": 3}, ["block2_shortcut"]),
-        ({"stride": 2}, ["block2_shortcut"]),
-        ({"filters": 3, "stride": 2, "pooling": "max"}, ["block2_shortcut"]),
+        ({"stride": 2}, ["block2_shortcut", "block2_shortcut_stride"]),
+        (
+            {"filters": 3, "stride": 2, "pooling": "max"},
+            ["block2_shortcut", "block2_shortcut_stride"],
+        ),
         (
             {"pooling": "max", "pooling_place": "inside"},
             ["block2_shortcut", "block2_shortcut_pool"],
         ),
         (
             {"filters": 3, "stride": 2, "pooling": "average", "pooling_place": "inside"},
-            ["block2_shortcut", "block2_shortcut_pool"],
+            ["block2_shortcut", "block2_shortcut_pool", "block2_shortcut_stride"],
         ),
     ],
 )
@@ -342,6 +345,25 @@ def test_a_residual_block_adds_its_input_in_the_shape_of_its_output(
     assert one.shape == other.shape == model.get_layer("block2_add").output.shape
     if block.pooling == "max" and block.pooling_place == "end":
         assert names(model).index("block2_pool") > names(model).index("block2_add")
+
+
+def test_a_residual_block_with_a_stride_trains() -> None:
+    """TensorFlow 2.21 with oneDNN crashes in the gradient of a strided convolution of 1x1."""
+    program = """
+        import keras, numpy
+        from cnn_search.network import BlockConfig, NetworkConfig, build_network
+
+        keras.utils.set_random_seed(1)
+        block = BlockConfig(8, convolutions=1, stride=2, residual=True)
+        model = build_network(NetworkConfig((block,), head="max"), (64, 64, 3), 6, seed=1)
+        assert all(n.strides == (1, 1) for n in model.layers if n.name.endswith("shortcut"))
+        model.compile("adam", "sparse_categorical_crossentropy")
+        images = numpy.random.default_rng(1).integers(0, 256, (256, 64, 64, 3), numpy.uint8)
+        model.fit(images, numpy.arange(256) % 6, batch_size=64, epochs=2, verbose=0)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
 
 
 def test_a_residual_block_whose_convolutions_are_nought_hands_its_input_on(images: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from cnn_search.datasets import Dataset
+from cnn_search.definition import EngineTable
 from cnn_search.driver import OnEvent, Outcome, Say
 from cnn_search.errors import LedgerError
 from cnn_search.ledger import Record, Trial, read_record
@@ -44,6 +45,7 @@ def run(
     *,
     seeds: int | None = None,
     minutes: float | None = None,
+    engine: EngineTable | None = None,
     on_event: OnEvent = lambda record, event: None,
     say: Say = lambda line: None,
 ) -> Outcome:
@@ -55,6 +57,7 @@ def run(
         mlruns: The folder of ledgers and of MLflow's own store.
         seeds: How often each configuration is trained; as in the final scoring, if not given.
         minutes: Training ends after the epoch that runs then; it can go on later.
+        engine: Where to train; by default as the sweep was started.
         on_event: Told each event, after it was written.
         say: Told what a user should know, a line at a time.
 
@@ -63,7 +66,7 @@ def run(
             others.
     """
     record = read_record(folder / "ledger.jsonl")
-    ablation = _Ablation(folder, record, dataset, seeds, minutes, on_event, say)
+    ablation = _Ablation(folder, record, dataset, seeds, minutes, engine, on_event, say)
     return ablation.run(mlruns)
 
 
@@ -77,10 +80,11 @@ class _Ablation(Retrainer):
         dataset: Dataset,
         seeds: int | None,
         minutes: float | None,
+        engine: EngineTable | None,
         on_event: OnEvent,
         say: Say,
     ) -> None:
-        super().__init__(folder, record, dataset, minutes, on_event, say)
+        super().__init__(folder, record, dataset, minutes, engine, on_event, say)
         if not record.scored:
             raise LedgerError(
                 f"{folder.name}: expected a sweep that was scored; this one was not. Run "

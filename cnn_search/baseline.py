@@ -17,6 +17,7 @@ import click
 from cnn_search import commands
 from cnn_search.errors import DataError, DefinitionError
 from cnn_search.ledger import make_folder
+from cnn_search.surroundings import usable_cores
 
 SHAPES = {
     "cifar10": ((32, 32, 3), 10),
@@ -69,7 +70,7 @@ def main(
             f"baseline: expected a data set with a tutorial: {', '.join(SHAPES)}; received "
             f"{name!r}. --list shows every baseline."
         )
-    backend.prepare(threads or commands.usable_cores())
+    backend.prepare(threads or usable_cores())
     backend.load()
     result = run(
         name, which, mlruns, epochs, seed, data_dir=data_dir, train_limit=train_limit, new=new

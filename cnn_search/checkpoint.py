@@ -29,16 +29,17 @@ class State:
     last: list[npt.NDArray[Any]] = field(default_factory=list)
 
 
-def save_state(path: Path, model: Any, state: State) -> None:
+def save_state(path: Path, model: Any, state: State, attempt: int) -> None:
     """Write the model's and the optimiser's variables and `state`; whole and on the disk, or not.
 
+    Until it is whole, the file is the attempt's own: an older one's may still be at it elsewhere.
     The variables of a model include the random state of its dropout layers.
     """
     arrays = {f"model{i}": np.asarray(v) for i, v in enumerate(model.variables)}
     arrays |= {f"optimiser{i}": np.asarray(v) for i, v in enumerate(model.optimizer.variables)}
     for name in ("best", "last"):
         arrays |= {f"{name}{i}": value for i, value in enumerate(getattr(state, name))}
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{attempt}.partial")
     with open(partial, "wb") as file:
         told = np.array(json.dumps([state.history, state.seconds]))
         np.savez(file, told=told, **arrays)  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tomllib
 from collections.abc import Callable
@@ -14,6 +13,9 @@ import click
 from cnn_search.errors import CnnSearchError
 
 INTERRUPTED = 130
+# in a process of its own, a trial that crashes costs the sweep nothing but itself, and the memory
+# that TensorFlow keeps goes with it; what that costs, and two on two cores: docs/performance.md
+WORKERS = 1
 
 
 def start(command: click.Command, name: str) -> None:
@@ -47,6 +49,27 @@ def mlruns_option() -> Callable[[Any], Any]:
     )
 
 
+def engine_options() -> Callable[[Any], Any]:
+    """Return the options that say where trials run; see `definition.EngineTable`."""
+    options = [
+        click.option(
+            "--workers",
+            type=click.IntRange(min=0),
+            help="Worker processes here, each for one trial at a time; 0: in this process [1].",
+        ),
+        click.option("--scheduler", metavar="ADDRESS", help="tls://HOST:PORT of a dask scheduler."),
+        click.option("--insecure", is_flag=True, default=None, help="Allow tcp:// to another one."),
+        click.option("--gpus", type=click.FloatRange(min=0), help="GPUs of a trial, or a share."),
+    ]
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
 def parse_pair(text: str, option: str) -> tuple[str, Any]:
     """Return name and value of "name=value"; the value is read as TOML, else it is a text."""
     name, equals, value = text.partition("=")
@@ -56,11 +79,3 @@ def parse_pair(text: str, option: str) -> tuple[str, Any]:
         return name.strip(), tomllib.loads(f"x = {value}")["x"]
     except tomllib.TOMLDecodeError:
         return name.strip(), value.strip()
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1

@@ -23,7 +23,11 @@ from cnn_search.errors import DefinitionError
 
 # what may change while a sweep goes on: how long it runs, and where its images lie (which images
 # they are has a digest of its own)
-NOT_IN_DIGEST = {"trials", "minutes", "data", "data_dir", "keep_models", "final"}
+NOT_IN_DIGEST = {
+    *("trials", "minutes", "epochs_total", "disk_megabytes", "keep_models"),
+    *("data", "data_dir", "engine", "final"),
+}
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class _Table(BaseModel):
@@ -106,6 +110,60 @@ class FinalTable(_Table):
     baselines: list[str] = []
 
 
+class EngineTable(_Table):
+    """[engine]: where trials run, and what one of them may take.
+
+    Attributes:
+        workers: Worker processes on this machine, each for one trial at a time; 0 for none: one
+            trial at a time in a thread of this process. None: the command chooses, a program has 0.
+        scheduler: The address of a running dask scheduler, whose workers train instead.
+        insecure: Allow a scheduler on another machine without TLS.
+        gpus: Of a trial: 1, or a share of one.
+        renew_after: Trials after which a worker process is replaced by a fresh one, as TensorFlow
+            keeps about 6 MB of each.
+        max_attempts: How often a trial is begun whose worker died or was lost.
+        max_minutes: A trial that takes longer has failed.
+        max_megabytes: A worker process of ours that needs more memory is killed.
+    """
+
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = None
+    scheduler: str = ""
+    insecure: bool = False
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    renew_after: Annotated[int, Field(ge=1)] = 10
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    max_megabytes: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> EngineTable:
+        scheme, _, rest = self.scheduler.partition("://")
+        host = rest.rpartition(":")[0].strip("[]")
+        if self.scheduler and (scheme not in ("tcp", "tls") or not host):
+            raise ValueError(
+                "scheduler: expected tls://HOST:PORT or tcp://HOST:PORT; received "
+                f"{self.scheduler!r}"
+            )
+        if scheme == "tcp" and host not in LOOPBACK and not self.insecure:
+            raise ValueError(
+                "scheduler: expected tls:// for another machine, as whoever reaches a scheduler "
+                f"runs code on its workers; received {self.scheduler!r}. Set up TLS "
+                "(docs/cluster.md), or type --insecure in a network that you trust"
+            )
+        if self.scheduler and self.workers:
+            raise ValueError("workers: expected 0 with a scheduler, which has its own workers")
+        if self.max_megabytes and (self.workers == 0 or self.scheduler):
+            raise ValueError(
+                "max_megabytes: expected with worker processes of ours (--workers 1) only; the "
+                "command itself cannot be killed, and a cluster's have `dask worker --memory-limit`"
+            )
+        if self.gpus and self.workers == 0 and not self.scheduler:
+            raise ValueError(
+                "gpus: expected with worker processes (--workers 1) or --scheduler only"
+            )
+        return self
+
+
 class Definition(_Table):
     """A sweep: one search over one data set.
 
@@ -120,9 +178,12 @@ class Definition(_Table):
         seed: At least 1.
         trials: How many in all, baselines among them; Hyperband has its own budget.
         minutes: Training ends after the epoch that runs then, summed over all runs of the sweep.
+        epochs_total: Training ends after the epoch in which so many are reached, all trials
+            together.
+        disk_megabytes: The search ends when its sweep's folder has become larger.
         baselines: The first is trial 0; empty for the data set's first, "all" for each.
         keep_models: How many of the best trials keep their weights.
-        training, oracle: See there.
+        training, oracle, engine: See there.
         final: See there; without it, a sweep ends with its search.
         space: Fixes a hyperparameter (a value) or narrows it (a list of values).
     """
@@ -139,10 +200,13 @@ class Definition(_Table):
     seed: Annotated[int, Field(ge=1, lt=2**31)] = 1
     trials: Annotated[int, Field(ge=1)] = 20
     minutes: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    epochs_total: Annotated[int, Field(ge=1)] | None = None
+    disk_megabytes: Annotated[float, Field(gt=0)] | None = None
     baselines: list[str] = []
     keep_models: Annotated[int, Field(ge=1)] = 3
     training: TrainingTable = TrainingTable()
     oracle: OracleTable = OracleTable()
+    engine: EngineTable = EngineTable()
     final: FinalTable | None = None
     space: dict[str, Any] = {}
 
@@ -154,6 +218,7 @@ class Definition(_Table):
 TABLES: dict[str, type[BaseModel]] = {
     "training": TrainingTable,
     "oracle": OracleTable,
+    "engine": EngineTable,
     "final": FinalTable,
 }
 
@@ -220,6 +285,20 @@ def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
         spaces = importlib.resources.files("search_spaces")
         own_space = spaces.joinpath(f"{content['data']}.py").is_file()
         content["search_space"] = content["data"] if own_space else "images"
+    return _validate(content, file)
+
+
+def with_engine(definition: Definition, changes: Mapping[str, Any]) -> EngineTable:
+    """Return a definition's [engine] with `changes` by key on top, as the command line gives them.
+
+    Raises:
+        DefinitionError: they are wrong.
+    """
+    content = definition.as_json()
+    return _validate({**content, "engine": content["engine"] | dict(changes)}, "options").engine
+
+
+def _validate(content: Mapping[str, Any], file: Any) -> Definition:
     try:
         # JSON mode reads a TOML array as a tuple where one is wanted, and stays strict otherwise
         # (a TOML date is in no field: as a text, it is refused as any other)

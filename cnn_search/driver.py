@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import math
 import queue
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cnn_search import backend, tracking
+from cnn_search.crash import read_crash
 from cnn_search.datasets import Dataset
-from cnn_search.engines import InlineEngine, interruptible
+from cnn_search.definition import EngineTable
+from cnn_search.engines import Engine, InlineEngine, interruptible
 from cnn_search.errors import LedgerError
 from cnn_search.ledger import Event, Ledger, Record, Trial
 from cnn_search.surroundings import surroundings, versions
-from cnn_search.training import Setup, Stop, Task
+from cnn_search.training import CRASH, Setup, Stop, Task
 
 OnEvent = Callable[[Record, Event], None]
 Say = Callable[[str], None]
+TICK_SECONDS = 1.0  # at most so long until a limit is noticed
+GRACE_SECONDS = 30.0  # for a trial that was told to stop, until it is killed
+QUARANTINE = 2  # workers that a configuration killed, after which it is not tried again
 
 
 @dataclass(frozen=True)
@@ -61,14 +68,22 @@ class Driver(abc.ABC):
     which: Literal["trial", "final"]
 
     def __init__(
-        self, folder: Path, setup: Setup, dataset: Dataset, on_event: OnEvent, say: Say
+        self,
+        folder: Path,
+        setup: Setup,
+        dataset: Dataset,
+        table: EngineTable,
+        on_event: OnEvent,
+        say: Say,
     ) -> None:
-        self.folder, self.setup, self.dataset = folder, setup, dataset
+        self.folder, self.setup, self.dataset, self.engine_table = folder, setup, dataset, table
         self.on_event, self.say = on_event, say
         self.ledger = Ledger(folder / "ledger.jsonl")
         self.record = self.ledger.record
         self.running: dict[int, Trial] = {}
         self.ending = ""
+        self._deadlines: dict[int, float] = {}  # of running trials, by number
+        self._killed_at: dict[int, float] = {}  # when those that are late are killed
 
     @property
     @abc.abstractmethod
@@ -99,8 +114,8 @@ class Driver(abc.ABC):
         """Do what is left after the last trial, before the event "end"."""
 
     @abc.abstractmethod
-    def seconds_left(self) -> float | None:
-        """Return what is left of the minutes; None if there is no limit, or it was reached."""
+    def over(self) -> str:
+        """Return why the running epochs are to be the last, as a limit was reached; else ""."""
 
     def drive(self, store: tracking.Store) -> Outcome:
         """Replay what is on record, then loop until the end."""
@@ -113,68 +128,151 @@ class Driver(abc.ABC):
             return Outcome(
                 self.folder, self.record, store.address, undelivered=undelivered, already=True
             )
-        self.append("session", job=self.job, **surroundings())
-        for trial in self._started():
-            self.append("killed", **self._name(trial))
-        self.prepare()
-        engine = InlineEngine(self.setup, self.dataset)
+        engine = make_engine(self.engine_table, self.setup, self.dataset, self.say)
+        engine.start()
         follower = tracking.Follower(store, self.folder)
         follower.start()
         try:
-            engine.start()
+            self.append("session", job=self.job, **surroundings())
+            for trial in self._started():
+                self._find_dead(trial)
+            self.prepare()
             with interruptible(engine):
                 self._loop(engine)
-            engine.close()  # nothing runs: its thread ends, and lets go of the images
+            engine.close(wait=True)  # nothing runs: it lets go of the images
             self.finish()
             self.append("end", reason=self.ending)
         except BaseException as error:
             self._crash("interrupted" if isinstance(error, KeyboardInterrupt) else "crashed")
+            with contextlib.suppress(Exception):  # the engine may be what failed
+                engine.stop("now")
+                engine.close(wait=False)
             raise
         finally:
-            engine.stop("now")
             with contextlib.suppress(OSError):
                 self.ledger.close()
             undelivered = follower.close(self.say)
         return Outcome(self.folder, self.record, store.address, self.ending, undelivered)
 
-    def _loop(self, engine: InlineEngine) -> None:
+    def _loop(self, engine: Engine) -> None:
         while True:
-            while len(self.running) < engine.slots and (trial := self._unfinished()) is not None:
-                self.running[trial.number] = trial
-                engine.submit(
-                    Task(
-                        trial.number,
-                        trial.attempt + 1,
-                        trial.values,
-                        trial.seed,
-                        trial.epochs,
-                        trial.parent,
-                        self._recorded(trial),
-                    )
-                )
-            if not self.running:
+            while len(self.running) < engine.slots() and (trial := self._unfinished()) is not None:
+                if not self._is_quarantined(trial):
+                    self.running[trial.number] = trial
+                    engine.submit(self._task(trial))
+            if not self.running and (self.ending or engine.slots()):
                 return
             try:
-                kind, fields = engine.events.get(timeout=self.seconds_left())
+                kind, fields = engine.events.get(timeout=TICK_SECONDS)
             except queue.Empty:
-                self._stop_all(engine, "minutes", "epoch")
-                continue
-            if kind == "interrupt":
-                self._stop_all(engine, "interrupted", "now")
-                continue
-            number = fields.pop("trial")
+                pass
+            else:
+                if kind == "interrupt":
+                    self._stop_all(engine, "interrupted", "now")
+                elif kind != "joined":  # a worker: there may be a slot
+                    self._take_in(kind, fields, engine)
+            if not self.ending and (reason := self.over()):
+                self._stop_all(engine, reason, "epoch")
+            self._end_late(engine)
+
+    def _task(self, trial: Trial) -> Task:
+        return Task(
+            trial.number,
+            trial.attempt + 1,
+            trial.values,
+            trial.seed,
+            trial.epochs,
+            trial.parent,
+            self._recorded(trial),
+        )
+
+    def _is_quarantined(self, trial: Trial) -> bool:
+        """Return whether a trial's configuration killed its workers before; then it has failed."""
+        if self._deaths(trial) < QUARANTINE:
+            return False
+        attempt = {self.which: trial.number, "attempt": trial.attempt + 1}
+        self.append("start", **attempt, backend="none", threads=0)
+        message = "trials of the same configuration killed their workers; it was not begun"
+        self._fail(trial, "died", message)
+        return True
+
+    def _take_in(self, kind: str, fields: dict[str, Any], engine: Engine) -> None:
+        """Write down what the engine tells."""
+        number = fields.pop("trial")
+        trial = self.trials[number]
+        if kind == "start":
+            self._deadlines[number] = time.monotonic() + 60 * (
+                self.engine_table.max_minutes or math.inf
+            )
+        late = number in self._killed_at
+        if kind in ("done", "failed", "stopped", "died"):
+            del self.running[number], self._deadlines[number]
+            self._killed_at.pop(number, None)
+        if kind == "died":
+            self._bury(trial, fields["reason"], fields["message"])
+        elif kind == "stopped" and late:
+            self._fail(trial, "timeout", self._lateness())
+        else:
             event = self.append(kind, **{self.which: number}, **fields)
-            if kind in ("done", "failed", "stopped"):
-                trial = self.running.pop(number)
-                if kind != "stopped":
-                    self.ended(trial, event)
+            if kind in ("done", "failed"):
+                self.ended(trial, event)
+            elif kind == "stopped" and fields.get("reason") == "disk" and not self.ending:
+                self._stop_all(engine, "disk", "now")
+
+    def _find_dead(self, trial: Trial) -> None:
+        """Write down that a trial ended with its driver, which crashed under it or was killed."""
+        if self._crash_of(trial):
+            self._bury(trial, "died", "the process crashed")
+        else:
+            self.append("killed", **self._name(trial))
+
+    def _bury(self, trial: Trial, reason: str, message: str) -> None:
+        """Write down that a trial's worker ended under it: it is tried again, or has failed."""
+        crash = self._crash_of(trial)
+        if crash:
+            message += f" ({crash.splitlines()[0]})"
+        deaths = self._deaths(trial) + (reason != "lost")
+        if deaths >= QUARANTINE or trial.attempt >= self.engine_table.max_attempts:
+            message += f"; after {trial.attempt} attempts it was given up"
+            self._fail(trial, reason, message, crash)
+        else:
+            self.append("killed", **self._name(trial), reason=reason, message=message)
+
+    def _crash_of(self, trial: Trial) -> str:
+        return read_crash(self.setup.trial_folder(trial.number) / CRASH)
+
+    def _deaths(self, trial: Trial) -> int:
+        """Return how many workers a configuration has killed."""
+        same = (t for t in self.trials.values() if t.values == trial.values)
+        return sum(reason != "lost" for t in same for reason in t.deaths)
+
+    def _fail(self, trial: Trial, reason: str, message: str, trace: str = "") -> None:
+        told = {"reason": reason, "message": message, "traceback": trace}
+        self.ended(trial, self.append("failed", **self._name(trial), **told))
+
+    def _end_late(self, engine: Engine) -> None:
+        """Stop the trials that take longer than they may; kill those that do not stop."""
+        now = time.monotonic()
+        for number in [n for n, deadline in self._deadlines.items() if now > deadline]:
+            trial = self.trials[number]
+            if number not in self._killed_at:
+                self._killed_at[number] = now + GRACE_SECONDS
+                self.append("stop", **self._name(trial), reason="timeout")
+                engine.stop("now", number)
+            elif now > self._killed_at[number]:
+                del self.running[number], self._deadlines[number], self._killed_at[number]
+                self._fail(trial, "timeout", f"{self._lateness()}, and did not stop")
+                engine.kill(number)
+
+    def _lateness(self) -> str:
+        return f"took longer than max_minutes = {self.engine_table.max_minutes:g}"
 
     def _unfinished(self) -> Trial | None:
         """Return a trial that was cut short or never began, else a new one."""
         if self.ending:
             return None
-        if self.seconds_left() == 0.0:
-            self.ending = "minutes"
+        if reason := self.over():
+            self.ending = reason
             return None
         for trial in self.trials.values():
             cut_short = trial.status in ("waiting", "stopped")
@@ -187,7 +285,7 @@ class Driver(abc.ABC):
         before = {} if trial.parent is None else self.trials[trial.parent].curve
         return max(trial.curve or before, default=0)
 
-    def _stop_all(self, engine: InlineEngine, reason: str, when: Stop) -> None:
+    def _stop_all(self, engine: Engine, reason: str, when: Stop) -> None:
         self.ending = reason
         for trial in self._started():
             self.append("stop", **self._name(trial), reason=reason)
@@ -231,9 +329,18 @@ class Driver(abc.ABC):
             if before and before.get(name) != after.get(name):
                 self.say(f"warning: {name} was {before.get(name)}, is {after.get(name)}.")
         threads = backend.describe()["threads"]
-        if self.record.threads not in (0, threads):
+        if self.record.threads not in (0, threads) and not self.engine_table.scheduler:
             self.say(
                 f"warning: trained with {self.record.threads} threads so far, now with {threads}, "
                 f"which changes the fifth digit of a curve. As before: --threads "
                 f"{self.record.threads}."
             )
+
+
+def make_engine(table: EngineTable, setup: Setup, dataset: Dataset, say: Say) -> Engine:
+    """Return the engine that a definition asks for; nothing is started yet."""
+    if not (table.workers or table.scheduler or table.gpus or table.max_megabytes):
+        return InlineEngine(setup, dataset)
+    from cnn_search.cluster import DaskEngine
+
+    return DaskEngine(table, setup, dataset, say)

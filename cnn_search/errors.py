@@ -3,6 +3,7 @@
 CnnSearchError        a user's mistake or the world's; one line on stderr, exit code 2
 ├── DataError         images or labels cannot be had, or are not what they should be
 ├── DefinitionError   a sweep's TOML file, an option or a hyperparameter is wrong
+├── EngineError       workers or their scheduler cannot be reached, or cannot do what is asked
 ├── LedgerError       the record of a sweep is damaged, in use, or of another sweep
 └── TrackingError     MLflow cannot be reached or written, or holds no such model
 
@@ -20,6 +21,10 @@ class DataError(CnnSearchError):
 
 class DefinitionError(CnnSearchError):
     """A sweep's TOML file, an option or a hyperparameter is wrong."""
+
+
+class EngineError(CnnSearchError):
+    """Workers or their scheduler cannot be reached, or cannot do what is asked."""
 
 
 class LedgerError(CnnSearchError):

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnn_search.datasets import Dataset, Part
-from cnn_search.definition import FinalTable
+from cnn_search.definition import EngineTable, FinalTable
 from cnn_search.driver import OnEvent, Outcome, Say
 from cnn_search.errors import LedgerError
 from cnn_search.ledger import Record, Trial, pack_bits, read_record
@@ -75,6 +75,7 @@ def run(
     table: FinalTable,
     *,
     minutes: float | None = None,
+    engine: EngineTable | None = None,
     on_event: OnEvent = lambda record, event: None,
     say: Say = lambda line: None,
 ) -> Outcome:
@@ -87,6 +88,7 @@ def run(
         table: What to train and how often; a scoring on record that has all of it is returned as
             it is.
         minutes: Training ends after the epoch that runs then; it can go on later.
+        engine: Where to train; by default as the sweep was started.
         on_event: Told each event, after it was written.
         say: Told what a user should know, a line at a time.
 
@@ -98,7 +100,7 @@ def run(
             does not answer; nothing was trained.
     """
     record = read_record(folder / "ledger.jsonl")
-    final = _Final(folder, record, dataset, table, minutes, on_event, say)
+    final = _Final(folder, record, dataset, table, minutes, engine, on_event, say)
     return final.run(mlruns)
 
 
@@ -112,10 +114,11 @@ class _Final(Retrainer):
         dataset: Dataset,
         table: FinalTable,
         minutes: float | None,
+        engine: EngineTable | None,
         on_event: OnEvent,
         say: Say,
     ) -> None:
-        super().__init__(folder, record, dataset, minutes, on_event, say)
+        super().__init__(folder, record, dataset, minutes, engine, on_event, say)
         self.table = table
         self.baselines = baseline_values(self.space, table.baselines)
         self.plan: dict[str, Any] = {}

@@ -5,10 +5,11 @@ One JSON object a line, in the order of events, each on the disk before the next
     sweep     the definition, the data's digest and source          (first line, once)
     session   a driver starts: versions, machine, git commit, command
     ask       a trial: values, seed, fidelity, parent, who asked for it
-    start     an attempt begins: backend, threads
+    start     an attempt begins: backend, threads, the worker if it is another process
     epoch     its metrics and seconds
     stop      the driver tells an attempt to stop, and why
-    done | failed | stopped | killed                                (how an attempt ended)
+    done | failed | stopped | killed    how an attempt ended; a worker that died or was lost gives
+              "killed" with its reason, or "failed" if the trial is not to be tried again
     champion  the best trial so far is to be registered
     plan      a final scoring begins: which configurations, how many seeds
     retrain   a configuration of the plan with a fresh seed; it starts, ends ... as a trial does, by
@@ -42,6 +43,7 @@ from filelock import FileLock, Timeout
 from cnn_search.errors import LedgerError
 
 Event = dict[str, Any]
+DEADLY = ("died", "memory", "lost")  # reasons for which a worker ends under a trial
 
 
 @dataclass
@@ -57,6 +59,7 @@ class Trial:
         oracle: What the oracle wants to know again at a replay (Hyperband's "tuner/..." entries).
         status: "waiting", "running", "finished", "failed", or "stopped" (it goes on later).
         attempt: The number of attempts so far.
+        deaths: Why workers ended under it, each a word of `DEADLY`.
         curve: Metrics of each epoch, by its number from 1.
         seconds: Of each epoch, by its number.
         result: The fields of "done".
@@ -75,6 +78,7 @@ class Trial:
     oracle: dict[str, Any]
     status: str = "waiting"
     attempt: int = 0
+    deaths: list[str] = field(default_factory=list)
     curve: dict[int, dict[str, float]] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
@@ -189,8 +193,12 @@ class Record:
         elif kind == "failed":
             trial.status = "failed"
             trial.failure = {k: event[k] for k in ("reason", "message", "traceback")}
+            if event["reason"] in DEADLY:
+                trial.deaths.append(event["reason"])
         elif kind in ("stopped", "killed"):
             trial.status = "stopped"
+            if kind == "killed" and "reason" in event:
+                trial.deaths.append(event["reason"])
         elif kind == "test":
             trial.tests[event["weights"]] = event
 
@@ -202,6 +210,11 @@ class Record:
     def definition(self) -> dict[str, Any]:
         """The definition that the sweep was started with."""
         return self.header["definition"]  # type: ignore[no-any-return]
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs the search has trained."""
+        return sum(len(trial.curve) for trial in self.trials.values())
 
     @property
     def baseline(self) -> Trial | None:

@@ -7,6 +7,7 @@ otherwise was found by running it; a comment says so where it matters.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -199,6 +200,18 @@ class Oracle:
         first = self.keras_tuner.get_space()
         defaults = {hp.name: hp.default for hp in first.space if first.is_active(hp)}
         return self.kind == "grid" and defaults == dict(values)
+
+    def may_promote(self) -> set[int]:
+        """Return the trials that Hyperband may still go on from: those of rounds not yet full."""
+        if self.kind != "hyperband":
+            return set()
+        waiting: set[str] = set()
+        for bracket in self.keras_tuner._brackets:
+            for number, (past, after) in enumerate(itertools.pairwise(bracket["rounds"]), start=1):
+                if len(after) < self.keras_tuner._get_size(bracket["bracket_num"], number):
+                    waiting |= {entry["id"] for entry in past}
+                    waiting -= {entry["past_id"] for entry in after}
+        return {number for number, known in self._ids.items() if known in waiting}
 
     def _put_in(self, number: int, values: Mapping[str, Any]) -> bool:
         if self.kind == "grid" or outside(self.keras_tuner.hyperparameters, values):

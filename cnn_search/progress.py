@@ -59,13 +59,13 @@ class Reporter:
             self._on_start(record, record.trial_of(event))
         elif kind == "epoch":
             self._on_epoch(record, record.trial_of(event), event)
-        elif kind in ("done", "failed", "stopped"):
+        elif kind in ("done", "failed", "stopped") or (kind == "killed" and "reason" in event):
             trial = record.trial_of(event)
             if trial.number in self._tasks:
                 self._bars.remove_task(self._tasks.pop(trial.number))
             self.say(f"{self._name(trial)}: {_ending(record, trial, event)}")
         elif kind == "stop":
-            after = "batch" if event["reason"] == "interrupted" else "epoch"
+            after = "epoch" if event["reason"] in ("minutes", "epochs", "quota") else "batch"
             self.say(f"{event['reason']}: ending after the running {after} ...")
 
     def _name(self, trial: Trial) -> str:
@@ -122,6 +122,8 @@ def describe_data(dataset: Dataset) -> str:
 def _ending(record: Record, trial: Trial, event: Event) -> str:
     if event["kind"] == "failed":
         return f"failed ({event['reason']}): {event['message']}"
+    if event["kind"] == "killed":
+        return f"{event['reason']}: {event['message']}; it is tried again"
     if event["kind"] == "stopped":
         return f"stopped after epoch {max(trial.curve, default=0)}; it can go on"
     objective = record.definition["objective"]

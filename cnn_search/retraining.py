@@ -18,7 +18,7 @@ import numpy as np
 
 from cnn_search import tracking
 from cnn_search.datasets import Dataset
-from cnn_search.definition import Definition
+from cnn_search.definition import Definition, EngineTable
 from cnn_search.driver import Driver, OnEvent, Outcome, Say
 from cnn_search.errors import LedgerError
 from cnn_search.ledger import Event, Record, Trial, hold
@@ -45,6 +45,7 @@ class Retrainer(Driver):
         record: Record,
         dataset: Dataset,
         minutes: float | None,
+        engine: EngineTable | None,
         on_event: OnEvent,
         say: Say,
     ) -> None:
@@ -56,7 +57,8 @@ class Retrainer(Driver):
         self.definition = Definition.model_validate_json(json.dumps(record.definition))
         setup = setup_of(self.definition, folder / "final")
         setup = replace(setup, keep_state=False, both_weights=True)
-        super().__init__(folder, setup, dataset, on_event, say)
+        engine = engine or self.definition.engine
+        super().__init__(folder, setup, dataset, engine, on_event, say)
         self.space = make_space(setup, dataset)
         self.ends_at = None if minutes is None else time.monotonic() + 60 * minutes
 
@@ -105,10 +107,9 @@ class Retrainer(Driver):
             self.ending = "finished"
         return None
 
-    def seconds_left(self) -> float | None:
-        if self.ends_at is None or self.ending:
-            return None
-        return max(0.0, self.ends_at - time.monotonic())
+    def over(self) -> str:
+        late = self.ends_at is not None and time.monotonic() >= self.ends_at
+        return "minutes" if late else ""
 
     def ended(self, trial: Trial, event: Event) -> None:
         (self.setup.trial_folder(trial.number) / "checkpoint.npz").unlink(missing_ok=True)

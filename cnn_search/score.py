@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from cnn_search import commands
-from cnn_search.definition import Definition, FinalTable
+from cnn_search.definition import Definition, FinalTable, with_engine
 from cnn_search.errors import LedgerError
+from cnn_search.surroundings import usable_cores
 
 
 @click.command()
@@ -31,6 +32,7 @@ from cnn_search.errors import LedgerError
     "are changes, each with all seeds.",
 )
 @click.option("--data-dir", help="Folder with the data set's archives, if it is another one now.")
+@commands.engine_options()
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one training [as before].")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 @commands.mlruns_option()
@@ -45,6 +47,7 @@ def main(
     threads: int | None,
     as_json: bool,
     mlruns: Path,
+    **engine: Any,
 ) -> int:
     """Give the answer of a sweep: the best configurations against the book's, on the test part.
 
@@ -69,7 +72,9 @@ def main(
     if record.plans:
         table = final_table(record.plans[-1])
     table = table.model_copy(update={k: v for k, v in given.items() if v is not None})
-    backend.prepare(threads or record.threads or commands.usable_cores())
+    chosen = {key: value for key, value in engine.items() if value is not None}
+    where = with_engine(definition, chosen)
+    backend.prepare(threads or record.threads or usable_cores())
     from rich.console import Console
 
     from cnn_search import datasets, progress
@@ -86,7 +91,12 @@ def main(
     from cnn_search import ablation, final
     from cnn_search.report import page
 
-    told: dict[str, Any] = {"minutes": minutes, "on_event": reporter, "say": reporter.say}
+    told: dict[str, Any] = {
+        "minutes": minutes,
+        "engine": where,
+        "on_event": reporter,
+        "say": reporter.say,
+    }
     try:
         outcome = final.run(folder, dataset, mlruns, table, **told)
         if ablate and outcome.record.scored:

@@ -60,8 +60,9 @@ def run(
         say: Told what a user should know, a line at a time.
 
     Returns:
-        The record; `record.end` is "finished", "minutes", "exhausted", "failed" or "interrupted"
-        ("crashed" after an exception, which is raised).
+        The record; `record.end` is "finished", "exhausted", "failed", "interrupted", or the limit
+        that was reached: "minutes", "epochs", "quota", "disk" ("crashed" after an exception, which
+        is raised).
 
     Raises:
         CnnSearchError: definition, ledger or tracking server are not as they should be; nothing
@@ -97,8 +98,9 @@ class _Search(Driver):
         say: Say,
     ) -> None:
         setup = setup_of(definition, folder)
-        super().__init__(folder, setup, dataset, on_event, say)
+        super().__init__(folder, setup, dataset, definition.engine, on_event, say)
         self.definition, self.reserve = definition, reserve
+        self.too_large = False
         space = make_space(setup, dataset)
         whole = space.hyperparameters()
         over = definition.oracle.over if definition.oracle.kind == "grid" else None
@@ -134,11 +136,15 @@ class _Search(Driver):
         self.append("sweep", **self._header())
         return True
 
-    def seconds_left(self) -> float | None:
-        if self.definition.minutes is None or self.ending:
-            return None
-        spent = self.record.seconds + time.time() - self.record.last_time
-        return max(0.0, 60 * self.definition.minutes - self.reserve(self.record) - spent)
+    def over(self) -> str:
+        definition, record = self.definition, self.record
+        if definition.minutes is not None:
+            spent = record.seconds + max(0.0, time.time() - record.last_time)
+            if spent >= 60 * definition.minutes - self.reserve(record):
+                return "minutes"
+        if definition.epochs_total is not None and record.epochs >= definition.epochs_total:
+            return "epochs"
+        return "quota" if self.too_large else ""
 
     def next(self) -> Trial | None:
         """Return the next baseline, the user's own, or what the oracle asks for."""
@@ -167,7 +173,10 @@ class _Search(Driver):
 
     def ended(self, trial: Trial, event: Event) -> None:
         self.oracle.tell(trial.number, trial.values, event.get("score"))
-        self._tidy(trial)
+        self._tidy()
+        if self.definition.disk_megabytes is not None:
+            size = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+            self.too_large = size > 1e6 * self.definition.disk_megabytes
 
     def _ask(self, number: int, source: str, ask: Ask, baseline: str = "") -> Trial:
         # a promoted trial goes on with its parent's data order and augmentation
@@ -206,6 +215,9 @@ class _Search(Driver):
         spent = self.record.seconds + self.reserve(self.record)
         if minutes is not None and spent >= 60 * minutes:
             return True
+        total = self.definition.epochs_total
+        if total is not None and self.record.epochs >= total:
+            return True
         trials = self.record.trials.values()
         if self.tries or any(t.status in ("waiting", "running", "stopped") for t in trials):
             return False
@@ -219,18 +231,20 @@ class _Search(Driver):
         if self.ending != "interrupted" and (ranking := self.record.ranking()):
             if ranking[0].number != self.record.champion:
                 self.append("champion", trial=ranking[0].number)
-        if self.setup.keep_state and self.ending == "finished":
-            for trial in self.record.trials:
-                (self.setup.trial_folder(trial) / "checkpoint.npz").unlink(missing_ok=True)
 
-    def _tidy(self, ended: Trial) -> None:
-        """Delete what nobody needs: the checkpoint of a trial that ended, the weights of losers."""
-        if not self.setup.keep_state:
-            (self.setup.trial_folder(ended.number) / "checkpoint.npz").unlink(missing_ok=True)
-        best = [trial.number for trial in self.record.ranking()[: self.definition.keep_models]]
-        for trial in self.record.trials.values():
+    def _tidy(self) -> None:
+        """Delete what nobody needs: checkpoints of what has ended, the weights of losers."""
+        trials = self.record.trials.values()
+        unended = [t for t in trials if t.status not in ("finished", "failed")]
+        needed = {t.number for t in unended} | {t.parent for t in unended}
+        needed |= self.oracle.may_promote()
+        best = {trial.number for trial in self.record.ranking()[: self.definition.keep_models]}
+        for trial in trials:
+            folder = self.setup.trial_folder(trial.number)
+            if trial.number not in needed:
+                (folder / "checkpoint.npz").unlink(missing_ok=True)
             if trial.status == "finished" and trial.number not in best:
-                (self.setup.trial_folder(trial.number) / "model.keras").unlink(missing_ok=True)
+                (folder / "model.keras").unlink(missing_ok=True)
 
     def _header(self) -> dict[str, Any]:
         data, definition = self.dataset, self.definition

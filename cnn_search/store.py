@@ -151,7 +151,9 @@ def fetch_ledger(store: Store, name: str, folder: Path) -> Path:
     experiment = store.experiment_id(store.client())
     runs = find_runs(store, experiment, "cnn_search.kind", "sweep") if experiment else iter(())
     sweeps = {run.data.tags["cnn_search.sweep"]: run.info.run_id for run in runs}
-    found = max((s for s in sweeps if s.rsplit("-", 2)[0] == name), default=None)
+    # whoever may write to the server writes this tag, and it becomes the name of a file
+    own = [s for s in sweeps if re.fullmatch(re.escape(name) + r"-\d{8}-\d{6}", s)]
+    found = max(own, default=None)
     if found is None:
         raise TrackingError(
             f"MLflow: expected a sweep called {name!r} in {store.address}; there is none. Run "

@@ -12,8 +12,15 @@ from typing import Any
 import click
 
 from cnn_search import commands, definition
+from cnn_search.surroundings import usable_cores
 
-SEARCHED = ("finished", "exhausted", "minutes")  # how a search ends that may be scored
+SEARCHED = (
+    "finished",
+    "exhausted",
+    "minutes",
+    "epochs",
+    "quota",
+)  # how a search ends that may be scored
 
 
 @click.command()
@@ -23,6 +30,15 @@ SEARCHED = ("finished", "exhausted", "minutes")  # how a search ends that may be
     "--minutes",
     type=click.FloatRange(min=0, min_open=True),
     help="End after the epoch that runs then; summed over all runs of the sweep.",
+)
+@click.option(
+    "--epochs-total", type=click.IntRange(min=1), help="End with so many, all trials together."
+)
+@click.option(
+    "--disk-quota",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MEGABYTES",
+    help="End the search when its folder is larger.",
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs of a full trial.")
 @click.option("--oracle", help="random, grid, bayesian or hyperband.")
@@ -38,7 +54,8 @@ SEARCHED = ("finished", "exhausted", "minutes")  # how a search ends that may be
     "spaces between. May be repeated.",
 )
 @click.option("--set", "changes", multiple=True, metavar="TABLE.KEY=VALUE", help="Change the TOML.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of one training [all cores].")
+@commands.engine_options()
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of a trial [cores / workers].")
 @click.option("--no-final", is_flag=True, help="End with the search; `score NAME` does the rest.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--new", is_flag=True, help="Start a new sweep, whatever there is.")
@@ -75,6 +92,8 @@ def main(
         raise click.UsageError("Missing argument NAME; --list shows the sweeps.")
     given = _changes(options, changes)
     sweep = definition.read(name, given)
+    if sweep.engine.workers is None and not sweep.engine.scheduler:
+        sweep = definition.read(name, given | {"engine.workers": commands.WORKERS})
     table = None if no_final else sweep.final
     if sweep.oracle.kind == "hyperband" and "trials" in given:
         raise click.UsageError(
@@ -90,7 +109,7 @@ def main(
 
     from cnn_search import backend, datasets, progress
 
-    backend.prepare(threads or commands.usable_cores())
+    backend.prepare(threads or max(1, usable_cores() // (sweep.engine.workers or 1)))
     reporter = progress.Reporter(Console(stderr=True), *_budget(sweep), sweep.minutes)
     dataset = datasets.load(
         sweep.data,
@@ -108,7 +127,8 @@ def main(
         outcome = search.run(sweep, dataset, mlruns, tries=pairs, new=new, reserve=reserve, **told)
         if table and outcome.record.ranking() and outcome.record.end in SEARCHED:
             fitting, minutes = final.fit(outcome.record, table, sweep.minutes)
-            scored = final.run(outcome.folder, dataset, mlruns, fitting, minutes=minutes, **told)
+            told |= {"minutes": minutes, "engine": sweep.engine}
+            scored = final.run(outcome.folder, dataset, mlruns, fitting, **told)
             already = outcome.already and scored.already
             outcome = dataclasses.replace(scored, already=already)
     finally:
@@ -130,6 +150,8 @@ def main(
             click.echo(line)
     if outcome.ending == "interrupted":
         return commands.INTERRUPTED
+    if outcome.ending == "disk":
+        return 1
     return 0 if summary["best"] else 1
 
 
@@ -145,7 +167,8 @@ def _list(as_json: bool) -> int:
 
 def _changes(options: dict[str, Any], changes: tuple[str, ...]) -> dict[str, Any]:
     """Return the options of the command line as changes of the definition."""
-    keys = {"epochs": "training.epochs", "oracle": "oracle.kind"}
+    keys = {"epochs": "training.epochs", "oracle": "oracle.kind", "disk_quota": "disk_megabytes"}
+    keys |= {key: f"engine.{key}" for key in ("workers", "scheduler", "insecure", "gpus")}
     given = {keys.get(k, k): v for k, v in options.items() if v is not None}
     return given | dict(commands.parse_pair(text, "--set") for text in changes)
 
@@ -178,6 +201,13 @@ def _describe(sweep: definition.Definition) -> str:
         f"objective: {sweep.objective}; oracle: {sweep.oracle.kind}",
         f"at most {_plan(sweep)}",
     ]
+    if sweep.epochs_total:
+        lines.append(f"ends after epoch {sweep.epochs_total:,} of all trials together")
+    if sweep.disk_megabytes:
+        lines.append(f"ends when its folder has more than {sweep.disk_megabytes:g} MB")
+    where = f"{sweep.engine.workers} worker processes here" if sweep.engine.workers else ""
+    if where or sweep.engine.scheduler:
+        lines.append(f"trains in {where or 'the workers of ' + sweep.engine.scheduler}")
     if sweep.minutes:
         lines.append(f"ends after the epoch that runs at minute {sweep.minutes:g}")
     if sweep.final:
@@ -214,6 +244,12 @@ def _what_next(sweep: Any, outcome: Any, written: str) -> list[str]:
         lines.append(f"Interrupted; nothing is lost. The same command goes on: {again}")
     elif record.end == "minutes":
         lines.append(f"The minutes are used up. To go on: {again} --minutes N, with a larger N.")
+    elif record.end == "epochs":
+        lines.append("The epochs are used up. To go on: the same with a larger --epochs-total.")
+    elif record.end == "quota":
+        lines.append("The sweep's folder is full. To go on: the same with a larger --disk-quota.")
+    elif "disk" in (outcome.ending, record.end):
+        lines.append(f"The disk is full; nothing is lost. Make space, then: {again}")
     elif record.end == "exhausted":
         lines.append("The oracle has nothing left to try in this space.")
     elif record.end == "failed":

@@ -307,6 +307,7 @@ class _Delivery:
         metrics |= {
             "seconds": sum(trial.seconds.values()),
             "model_megabytes": event["model_bytes"] / 1e6,
+            "memory_megabytes": event.get("memory_bytes", 0) / 1e6,
             f"best_{self.record.definition['objective']}": event["score"],
         }
         step = event["epochs"]
@@ -331,7 +332,11 @@ class _Delivery:
         self.client.set_terminated(run, "FAILED", int(event["time"] * 1000))
 
     def _end_killed(self, event: Event) -> None:
-        self.client.set_terminated(self._run_of(event), "KILLED", int(event["time"] * 1000))
+        run = self._run_of(event)
+        if "reason" in event:
+            told = {"failure": event["reason"], "failure_message": event.get("message", "")}
+            self._log(run, tags=told)
+        self.client.set_terminated(run, "KILLED", int(event["time"] * 1000))
 
     def _log_test(self, event: Event) -> None:
         trial, run = self.record.trial_of(event), self._run_of(event)

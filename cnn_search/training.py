@@ -7,6 +7,7 @@ leaves as events ("start", "epoch", "done", "stopped", "failed") through the giv
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import json
 import math
@@ -21,10 +22,12 @@ from typing import Any, Literal
 import keras
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from cnn_search import backend
 from cnn_search.augmentation import AugmentationConfig
 from cnn_search.checkpoint import State, load_state, save_state
+from cnn_search.crash import recorded
 from cnn_search.datasets import Dataset, Part
 from cnn_search.errors import DefinitionError
 from cnn_search.network import NetworkConfig, count_flops
@@ -35,6 +38,7 @@ Epoch = dict[str, float]
 Stop = Literal["", "epoch", "now"]
 VALIDATION_BATCH = 512
 SHOWN_IMAGES = 25
+CRASH = "crash.txt"  # in a trial's folder, while it trains and after a crash
 
 OBJECTIVES: dict[str, Literal["min", "max"]] = {
     "val_accuracy": "max",
@@ -153,6 +157,10 @@ class Diverged(Exception):
     """A loss or metric became NaN or infinite."""
 
 
+class Unbuildable(Exception):
+    """A configuration does not give a model."""
+
+
 class Stopped(Exception):
     """Training was told to stop, and can go on from its last checkpoint."""
 
@@ -216,17 +224,41 @@ def train(
         stop: Asked after every batch: "now" stops there, "epoch" after the running epoch.
     """
     emit("start", **backend.describe())
+    folder = setup.trial_folder(task.trial)
     try:
-        _train(task, setup, dataset, emit, stop)
+        folder.mkdir(parents=True, exist_ok=True)
+        with recorded(folder / CRASH):
+            _train(task, setup, dataset, emit, stop)
     except Stopped:
         emit("stopped")
-    except Diverged as error:
-        emit("failed", reason="diverged", message=str(error), traceback=traceback.format_exc())
-    except MemoryError as error:
-        emit("failed", reason="memory", message=str(error), traceback=traceback.format_exc())
     except Exception as error:
-        message = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        emit("failed", reason="error", message=message, traceback=traceback.format_exc())
+        if _is_disk_full(error):
+            emit("stopped", reason="disk")
+            return
+        reason, message = _classify(error)
+        emit("failed", reason=reason, message=message, traceback=traceback.format_exc())
+
+
+def _classify(error: Exception) -> tuple[str, str]:
+    """Return the class of a failure and what it says, in one line."""
+    if isinstance(error, Diverged):
+        return "diverged", str(error)
+    root = error.__cause__ if isinstance(error, Unbuildable) else error
+    said = f"{type(root).__name__}: {root}".strip().splitlines()[0]
+    if isinstance(root, MemoryError) or type(root).__name__ == "ResourceExhaustedError":
+        return "memory", said
+    return "build" if isinstance(error, Unbuildable) else "error", said
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Return whether the disk or a quota is at the root of an error; h5py has no errno."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _train(
@@ -240,9 +272,11 @@ def _train(
     keras.utils.set_random_seed(task.seed)
     space = make_space(setup, dataset, task.seed)
     hp = space.hyperparameters(task.values)
-    model = space.build(hp)
+    try:
+        model = space.build(hp)
+    except Exception as error:
+        raise Unbuildable(f"{type(error).__name__}: {error}") from error
     folder = setup.trial_folder(task.trial)
-    folder.mkdir(parents=True, exist_ok=True)
     state = State()
     for saved in (task.trial, task.parent):
         if saved is not None and not state.history:
@@ -274,7 +308,10 @@ def _train(
     for name in ("best", "last"):
         if name == setup.protocol.weights or setup.both_weights:
             inference.set_weights(getattr(state, name))
-            inference.save(folder / f"{name}.keras")
+            # of this attempt alone: a worker that was given up may still be at it
+            partial = folder / f"{name}.{task.attempt}.partial.keras"
+            inference.save(partial)
+            os.replace(partial, folder / f"{name}.keras")
     inference.set_weights(getattr(state, setup.protocol.weights))
     os.replace(folder / f"{setup.protocol.weights}.keras", folder / "model.keras")
     describe_model(inference, dataset.validation, folder)
@@ -295,6 +332,7 @@ def _train(
         flops=count_flops(inference),
         model_bytes=(folder / "model.keras").stat().st_size,
         blocks_dropped=space.blocks_dropped(hp),
+        memory_bytes=psutil.Process().memory_info().rss,
     )
 
 
@@ -366,7 +404,8 @@ class _Follower(keras.callbacks.Callback):
         ends = self.ended(epoch + 1)
         due = time.monotonic() - self.saved_at >= self.setup.checkpoint_seconds
         if (due and not ends) or asked or (ends and self.setup.keep_state):
-            save_state(self.folder / "checkpoint.npz", self.model, self.state)
+            file = self.folder / "checkpoint.npz"
+            save_state(file, self.model, self.state, self.task.attempt)
             self.saved_at = time.monotonic()
         self.emit("epoch", epoch=epoch + 1, metrics=metrics, seconds=self.state.seconds[-1])
         if ends:

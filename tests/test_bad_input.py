@@ -52,7 +52,8 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str
         before = sorted(mlruns.glob("sweeps/*/*"))
         with pytest.raises(kind) as caught:
             sweep.main.main(
-                [*arguments, "--threads", "1", "--mlruns", str(mlruns)], standalone_mode=False
+                [*arguments, "--threads", "1", "--workers", "0", "--mlruns", str(mlruns)],
+                standalone_mode=False,
             )
         assert isinstance(caught.value, CnnSearchError | click.ClickException)
         assert len(str(caught.value).splitlines()) == lines
@@ -291,7 +292,13 @@ def test_a_baseline_is_not_trained_where_it_cannot_be_written(
 
     monkeypatch.setattr("cnn_search.training.train", train)
     (tmp_path / "file").touch()
-    options = ["digits", "--threads", "1", "--mlruns", str(tmp_path / "file" / "mlruns")]
+    options = [
+        "digits",
+        "--threads",
+        "1",
+        "--mlruns",
+        str(tmp_path / "file" / "mlruns"),
+    ]
     with pytest.raises(LedgerError, match="expected a folder that can be written; Not a directory"):
         baseline.main.main(options, standalone_mode=False)
 
@@ -337,7 +344,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("MLFLOW_TRACKING_URI", "")
         patch.delenv("MLFLOW_TRACKING_URI")
         patch.chdir(folder)
-        options = [*FINISHED, "--threads", "1", "--json"]
+        options = [*FINISHED, "--threads", "1", "--workers", "0", "--json"]
         assert sweep.main.main(options, standalone_mode=False) == 0
     return folder
 

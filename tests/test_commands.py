@@ -14,9 +14,10 @@ import click
 import pytest
 
 from cnn_search import baseline, registry, sweep, training
-from cnn_search.commands import parse_pair, usable_cores
+from cnn_search.commands import parse_pair
 from cnn_search.definition import purpose, shipped
 from cnn_search.errors import DefinitionError
+from cnn_search.surroundings import usable_cores
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ["tensorflow", "keras", "keras_tuner", "mlflow", "matplotlib", "pandas", "sklearn"]
@@ -174,7 +175,7 @@ def test_an_empty_registry_says_how_to_fill_it(
 
 # One real sweep, each step of it as a person would type it
 
-SWEEP = "digits --epochs 1 --train-limit 300 --threads 1 --no-final".split()
+SWEEP = "digits --epochs 1 --train-limit 300 --threads 1 --workers 0 --no-final".split()
 
 
 class Sweep:
@@ -328,7 +329,7 @@ def test_a_sweep_ends_with_its_answer_a_report_and_a_scored_champion(
 ) -> None:
     file, mlruns = tmp_path / "small.toml", ["--mlruns", str(tmp_path / "mlruns")]
     file.write_text(SCORED)
-    swept = python("-m", "cnn_search.sweep", str(file), "--threads", "1", *mlruns)
+    swept = python("-m", "cnn_search.sweep", str(file), "--threads", "1", "--workers", "0", *mlruns)
     assert swept.returncode == 0, swept.stderr
     assert "final scoring: vgg_bn, trial 1; 2 seeds each of 2 epochs" in swept.stderr
     assert "Trained anew, scored on the test part" in swept.stdout
@@ -382,7 +383,7 @@ def test_every_baseline_has_the_parameters_that_its_tutorial_prints(
 def test_a_baseline_is_tested_once_with_its_last_and_best_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["digits", *"--epochs 1 --train-limit 300 --threads 1 --mlruns".split()]
+    command = ["digits", *"--epochs 1 --train-limit 300 --threads 1 --workers 0 --mlruns".split()]
     command.append(str(tmp_path))
     baseline.main.main(command, standalone_mode=False)
     first = capsys.readouterr()

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
 from cnn_search import datasets
 from cnn_search.definition import (
     NOT_IN_DIGEST,
     Definition,
+    EngineTable,
     FinalTable,
     OracleTable,
     TrainingTable,
@@ -273,6 +275,38 @@ def test_a_definition_cannot_be_changed_after_it_was_checked() -> None:
         read("digits").trials = 3  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            {"scheduler": "http://there:1"},
+            r"scheduler: expected tls://HOST:PORT or tcp://HOST:PORT",
+        ),
+        ({"scheduler": "tls://"}, r"scheduler: expected tls://HOST:PORT"),
+        ({"scheduler": "tcp://10.0.0.1:8786"}, r"expected tls:// for another machine"),
+        ({"scheduler": "tcp://[2001:db8::1]:8786"}, r"expected tls:// for another machine"),
+        ({"scheduler": "tls://there:1", "workers": 2}, r"workers: expected 0 with a scheduler"),
+        (
+            {"max_megabytes": 900, "workers": 0},
+            r"max_megabytes: expected with worker processes of ours",
+        ),
+        ({"gpus": 1.0, "workers": 0}, r"gpus: expected with worker processes"),
+        ({"workers": -1}, r"\[engine\] workers: expected greater than or equal to 0; received -1"),
+        ({"worker": 1}, r"\[engine\] worker: no such key; did you mean workers"),
+    ],
+)
+def test_an_engine_that_cannot_be_is_refused(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(DefinitionError, match=message):
+        read("digits", {f"engine.{key}": value for key, value in table.items()})
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tcp://localhost:1", "tls://far.away:1"])
+def test_a_scheduler_here_or_with_tls_is_taken(address: str) -> None:
+    assert read("digits", {"engine.scheduler": address}).engine.scheduler == address
+    far = {"engine.scheduler": "tcp://10.0.0.1:1", "engine.insecure": True}
+    assert read("digits", far).engine.insecure
+
+
 # The digest
 
 OTHERS: dict[str, Any] = {  # of every field another value than digits.toml's
@@ -286,6 +320,8 @@ OTHERS: dict[str, Any] = {  # of every field another value than digits.toml's
     "seed": 2,
     "trials": 99,
     "minutes": 5.0,
+    "epochs_total": 7,
+    "disk_megabytes": 100.0,
     "baselines": ["all"],
     "keep_models": 9,
     "training.epochs": 3,
@@ -298,6 +334,14 @@ OTHERS: dict[str, Any] = {  # of every field another value than digits.toml's
     "oracle.over": ["kernel"],
     "oracle.factor": 4,
     "oracle.iterations": 2,
+    "engine.workers": 2,
+    "engine.scheduler": "tls://10.0.0.1:8786",
+    "engine.insecure": True,
+    "engine.gpus": 1.0,
+    "engine.renew_after": 3,
+    "engine.max_attempts": 5,
+    "engine.max_minutes": 7.0,
+    "engine.max_megabytes": 3000,
     "final.top": 2,
     "final.seeds": 9,
     "final.baselines": ["all"],
@@ -314,7 +358,8 @@ def with_other(key: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def test_the_list_of_fields_is_complete() -> None:
-    tables = {"training": TrainingTable, "oracle": OracleTable, "final": FinalTable}
+    tables: dict[str, type[BaseModel]] = {"training": TrainingTable, "oracle": OracleTable}
+    tables |= {"engine": EngineTable, "final": FinalTable}
     fields = {name for name in Definition.model_fields if name not in tables}
     fields |= {f"{name}.{key}" for name, table in tables.items() for key in table.model_fields}
     assert set(OTHERS) == fields
@@ -324,7 +369,8 @@ def test_the_list_of_fields_is_complete() -> None:
 def test_the_digest_ignores_how_long_a_sweep_runs_and_where_its_data_lies_alone(key: str) -> None:
     old, new = with_other(key)
     assert old != new
-    ignored = {"trials", "minutes", "data", "data_dir", "keep_models", "final"}
+    ignored = {"trials", "minutes", "epochs_total", "disk_megabytes", "data", "data_dir"}
+    ignored |= {"keep_models", "engine", "final"}
     assert (digest(old) == digest(new)) is (key.split(".")[0] in ignored)
     assert ignored == NOT_IN_DIGEST
 

@@ -180,7 +180,7 @@ def test_more_seeds_keep_those_there_are(tmp_path, digits):
 
 
 def without_times(folder):
-    dropped = ("time", "check", "seconds", "pid", "command", "git", "sweep")
+    dropped = ("time", "check", "seconds", "pid", "command", "git", "sweep", "memory_bytes")
     return [
         {k: v for k, v in event.items() if k not in dropped}
         for event in events_of(folder)

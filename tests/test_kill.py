@@ -3,13 +3,13 @@
 import datetime
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 
 from cnn_search.ledger import read_events, read_record
@@ -19,13 +19,14 @@ pytestmark = pytest.mark.slow
 # another seed each day; the one that failed is in the name of the test
 SEED = int(os.environ.get("CNN_SEARCH_KILL_SEED", datetime.date.today().toordinal()))
 KILLS = 6
-FEWEST = {"final": 4}  # what it has beside a random search is short
+FEWEST = {"final": 4, "workers": 3}  # what they have beside a random search is short
 EACH = {
     "random": "trials = 6\n",
     "grid": "trials = 6\n",
     "bayesian": "trials = 8\n",  # the sixth ask is the first of its model
     "hyperband": "",
     "final": "trials = 2\n",
+    "workers": "trials = 6\n",
 }
 ORACLE = {
     "random": 'kind = "random"',
@@ -33,6 +34,7 @@ ORACLE = {
     "bayesian": 'kind = "bayesian"',
     "hyperband": 'kind = "hyperband"',
     "final": 'kind = "random"',
+    "workers": 'kind = "random"',
 }
 TOML = """# A small sweep to be killed
 data = "digits"
@@ -71,10 +73,19 @@ def start(folder: Path, kind: str) -> subprocess.Popen[bytes]:
         text = TOML.format(trials=EACH[kind], oracle=ORACLE[kind])
         text += "" if kind == "grid" else NARROW
         file.write_text(text + (FINAL if kind == "final" else ""))
-    command = [sys.executable, "-m", "cnn_search.sweep", str(file), "--threads", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "cnn_search.sweep",
+        str(file),
+        "--threads",
+        "1",
+        "--workers",
+        "0",
+    ]
     log = open(folder / "log.txt", "ab")  # noqa: SIM115
     return subprocess.Popen(
-        [*command, "--mlruns", str(folder / "mlruns")],
+        [*command, "--threads", "1", "--mlruns", str(folder / "mlruns")],
         stdout=log,
         stderr=log,
         cwd=folder,
@@ -106,8 +117,10 @@ def kill_until_it_ends(folder: Path, kind: str, rng: random.Random) -> int:
         try:
             process.wait(delay if kills < enough else None)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            children = psutil.Process(process.pid).children(recursive=True)
+            process.kill()  # the driver alone: its workers end of themselves
             process.wait()
+            assert psutil.wait_procs(children, timeout=60)[1] == []
             kills += 1
             continue
         assert process.returncode == 0, (folder / "log.txt").read_text()[-3000:]
@@ -118,7 +131,7 @@ def story(folder: Path) -> dict[str, object]:
     """Return what a ledger tells, times and attempts aside; equal attempts agree on every epoch."""
     [path] = folder.glob("mlruns/sweeps/*/ledger.jsonl")
     asks, curves, results = [], {}, {}
-    dropped = ("n", "time", "check", "attempt", "batch_seconds", "image_seconds")
+    dropped = ("n", "time", "check", "attempt", "batch_seconds", "image_seconds", "memory_bytes")
     for event, _ in read_events(path):
         kept = {k: v for k, v in event.items() if k not in dropped}
         which = ("final", event["final"]) if "final" in event else ("trial", event.get("trial"))

@@ -778,6 +778,9 @@ def test_the_report_is_made_from_mlflow_and_left_there(tmp_path, capsys, monkeyp
         if sweep == older:
             client.log_artifact(parent.info.run_id, path)
             old = parent.info.run_id
+    hostile = {"cnn_search.sweep": "digits-20990101-/../../escaped", "cnn_search.kind": "sweep"}
+    escaped = client.create_run(experiment, tags=hostile).info.run_id
+    client.log_artifact(escaped, tmp_path / older / "ledger.jsonl")
     with pytest.raises(LedgerError, match="expected the artifact ledger.jsonl of digits-20260102"):
         run("digits")
     newest = next(store.find_runs(opened, experiment, "cnn_search.sweep", newer))

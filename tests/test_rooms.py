@@ -18,12 +18,12 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {  # from the top to the bottom; a module knows its own room and those below
     "commands": "commands sweep baseline score report replay registry __main__",
     "search": "definition surroundings ledger statistics figures oracles engines "
-    "store evidence aliases promotion models tracking driver "
+    "cluster worker store evidence aliases promotion models tracking driver "
     "search retraining final ablation answer "
     "progress recorded reproduction",
     "training": "network augmentation optimisation checkpoint training",
     "data": "sources datasets",
-    "foundation": "errors backend",
+    "foundation": "errors backend crash",
 }
 HEIGHT = {
     module: height
@@ -40,6 +40,8 @@ HOMES = {  # of each foreign library, the modules that may import it
     "keras_tuner": {"cnn_search.oracles", "search_spaces"},
     "matplotlib": {"cnn_search.figures"},
     "tensorflow": set(),
+    "dask": {"cnn_search.cluster"},
+    "distributed": {"cnn_search.cluster", "cnn_search.worker"},
     "h5py": {"cnn_search.sources"},
     "PIL": {"cnn_search.sources"},
     "sklearn": {"cnn_search.sources"},
@@ -211,7 +213,9 @@ def test_four_frames_lie_between_the_command_and_fit(
 
     monkeypatch.setattr(keras.Model, "fit", watched_fit)
     monkeypatch.setattr(engines.InlineEngine, "submit", watched_submit)
-    options = "--trials 1 --epochs 1 --train-limit 60 --threads 1 --no-final --json --mlruns"
+    options = (
+        "--trials 1 --epochs 1 --train-limit 60 --threads 1 --workers 0 --no-final --json --mlruns"
+    )
     code = sweep.main.main(["digits", *options.split(), str(tmp_path)], standalone_mode=False)
     assert code == 0
     assert seen["submit"][0] == "sweep.main"

@@ -1,8 +1,10 @@
 """The loop: one sweep in this process, its budgets, its order, and its end."""
 
+import errno
 import os
 import threading
 import time
+import unittest.mock
 
 import pytest
 
@@ -173,6 +175,52 @@ def test_minutes_end_after_the_running_epoch_and_more_minutes_go_on(tmp_path, di
     assert more.record.trials[0].attempt == 2
 
 
+def test_epochs_in_all_end_the_sweep_and_more_go_on(tmp_path, digits):
+    outcome = run(tmp_path, digits, {"epochs_total": 3})
+    assert outcome.record.end == "epochs"
+    assert 3 <= outcome.record.epochs <= 4  # an epoch here is over before the word to stop comes
+    assert run(tmp_path, digits, {"epochs_total": 3}).already
+    more = run(tmp_path, digits, {"epochs_total": 99})
+    assert (more.record.end, more.record.epochs) == ("finished", 6)
+
+
+def test_a_folder_that_is_larger_than_its_quota_ends_the_sweep(tmp_path, digits):
+    outcome = run(tmp_path, digits, {"disk_megabytes": 0.01})
+    assert outcome.record.end == "quota"
+    assert [t.status for t in outcome.record.trials.values()] == ["finished"]
+    assert run(tmp_path, digits, {"disk_megabytes": 100.0}).record.end == "finished"
+
+
+def test_a_full_disk_ends_the_sweep_and_fails_no_trial(tmp_path, digits, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr("cnn_search.training.describe_model", unittest.mock.Mock(side_effect=full))
+        outcome = run(tmp_path, digits)
+    assert (outcome.ending, outcome.record.end) == ("disk", "disk")
+    assert [t.status for t in outcome.record.trials.values()] == ["stopped"]
+    again = run(tmp_path, digits)
+    assert [t.status for t in again.record.trials.values()] == ["finished"] * 3
+
+
+def test_states_that_hyperband_cannot_go_on_from_are_deleted_at_once(tmp_path, digits):
+    changes = {"oracle.kind": "hyperband", "training.epochs": 4, "oracle.factor": 2}
+    kept = []
+
+    def count(record, event):
+        if event["kind"] == "ask":
+            folders = (record.header["sweep"], "trials/*/checkpoint.npz")
+            kept.append(len(list((tmp_path / "mlruns/sweeps" / folders[0]).glob(folders[1]))))
+
+    outcome = run(tmp_path, digits, changes, on_event=count)
+    plan = outcome.record.trials[1].oracle
+    size = sum(
+        t.oracle.get("tuner/bracket") == plan["tuner/bracket"] and not t.parent
+        for t in outcome.record.trials.values()
+    )
+    assert 0 < max(kept) <= size
+    assert kept[-1] == 0  # the last bracket promotes nothing
+
+
 def test_failures_are_kept_with_their_reason_and_the_search_goes_on(tmp_path, digits, monkeypatch):
     real = Space.fit
 
@@ -204,7 +252,7 @@ def test_a_sweep_in_which_everything_fails_ends_early_and_says_so(tmp_path, digi
     assert outcome.record.end == "failed"
     assert len(outcome.record.trials) == search.GIVE_UP_AFTER
     failure = outcome.record.trials[0].failure
-    assert failure["reason"] == "error"
+    assert failure["reason"] == "build"
     assert failure["message"] == "RuntimeError: no such layer"
     assert "test_search.py" in failure["traceback"]
 

@@ -85,6 +85,12 @@ class Attempt:
     task: Task
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
+    def tell(self, kind: str, **event: Any) -> None:
+        """Take in an event, without what no two attempts have in common."""
+        if kind == "done":
+            assert event.pop("memory_bytes") > 1e8
+        self.events.append((kind, event))
+
     @property
     def kinds(self) -> list[str]:
         return [kind for kind, _ in self.events]
@@ -139,7 +145,7 @@ def attempt(
         made.task,
         made.setup,
         dataset,
-        lambda kind, **event: made.events.append((kind, event)),
+        made.tell,
         lambda: stop(made),
     )
     return made
@@ -478,19 +484,24 @@ def test_a_metric_that_is_not_finite_is_reported_as_diverged(
 
 
 @pytest.mark.parametrize(
-    ("values", "options", "message"),
+    ("values", "options", "reason", "message"),
     [
-        ({"activation": "no such"}, {}, "ValueError: Could not interpret activation function"),
-        ({}, {"space": "nowhere"}, "DefinitionError: space: expected the name of a file"),
-        ({"optimiser": "adagrad"}, {}, "KeyError: 'adagrad'"),
+        (
+            {"activation": "no such"},
+            {},
+            "build",
+            "ValueError: Could not interpret activation function",
+        ),
+        ({}, {"space": "nowhere"}, "error", "DefinitionError: space: expected the name of a file"),
+        ({"optimiser": "adagrad"}, {}, "build", "KeyError: 'adagrad'"),
     ],
 )
 def test_an_error_is_an_event_with_its_traceback_and_never_raised(
-    digits: Dataset, tmp_path: Path, values: Any, options: Any, message: str
+    digits: Dataset, tmp_path: Path, values: Any, options: Any, reason: str, message: str
 ) -> None:
     made = attempt(digits, tmp_path, PLAIN | values, **options)
     assert made.kinds == ["start", "failed"]
-    assert made.last["reason"] == "error"
+    assert made.last["reason"] == reason
     assert made.last["message"].startswith(message)
     assert "\n" not in made.last["message"]
     assert made.last["traceback"].startswith("Traceback (most recent call last)")
@@ -505,7 +516,7 @@ class Huge(digits_space.Space):
 
 def test_a_want_of_memory_has_its_own_reason(digits: Dataset, tmp_path: Path) -> None:
     made = attempt(digits, tmp_path, PLAIN, space=f"{__name__}:Huge")
-    assert (made.last["reason"], made.last["message"]) == ("memory", "no room")
+    assert (made.last["reason"], made.last["message"]) == ("memory", "MemoryError: no room")
     assert "MemoryError" in made.last["traceback"]
 
 

@@ -3,10 +3,14 @@
 import contextlib
 import os
 import signal
+import socket
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import dask
+import distributed
 import keras
 import numpy as np
 import psutil
@@ -295,6 +299,76 @@ def test_all_listen_on_loopback_alone_and_nothing_is_left_behind(tmp_path, digit
     # multiprocessing's own resource tracker stays as long as this process
     assert [p for p in alive if "resource_tracker" not in " ".join(p.cmdline())] == []
     assert not (tmp_path / "sweep" / worker.IMAGES).exists()
+
+
+# A cluster of others
+
+
+@pytest.fixture
+def others(tmp_path, monkeypatch):
+    """Starts dask's own commands with TLS, as docs/cluster.md does; ends them at the end."""
+    made = distributed.Security.temporary()
+    (tmp_path / "cert.pem").write_text(made.tls_ca_file)
+    (tmp_path / "key.pem").write_text(made.tls_client_key)
+    cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    settings = {"require-encryption": True, "tls.ca-file": cert}
+    for role in ("scheduler", "worker", "client"):
+        settings |= {f"tls.{role}.cert": cert, f"tls.{role}.key": key}
+    settings = {f"distributed.comm.{name}": value for name, value in settings.items()}
+    for name, value in settings.items():  # a variable is how docs/cluster.md sets it
+        monkeypatch.setenv("DASK_" + name.upper().replace(".", "__").replace("-", "_"), str(value))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where this file's space is
+    processes = []
+
+    def start(which, *arguments):
+        command = [sys.executable, "-m", f"distributed.cli.dask_{which}", "--no-dashboard"]
+        log = open(tmp_path / f"{which}{len(processes)}.log", "wb")  # noqa: SIM115
+        processes.append(subprocess.Popen([*command, *arguments], stdout=log, stderr=log))
+        return processes[-1]
+
+    with dask.config.set(settings):
+        yield start
+    for process in reversed(processes):
+        process.terminate()
+    for process in processes:
+        process.wait(SECONDS)
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_a_cluster_with_tls_trains_and_a_worker_that_does_not_fit_is_refused(
+    tmp_path, digits, values, others
+):
+    address = f"tls://127.0.0.1:{free_port()}"
+    others("scheduler", "--protocol", "tls", "--host", "127.0.0.1", "--port", address[16:])
+    unfit = others("worker", address, "--nthreads", "2")
+    with (
+        pytest.raises(EngineError, match="expected 1 thread, as one trial runs in a process"),
+        started(tmp_path / "sweep", digits, scheduler=address),
+    ):
+        raise AssertionError("it started")
+    unfit.terminate()
+    unfit.wait(SECONDS)
+    others("worker", address, "--nthreads", "1", "--nworkers", "2")
+    with started(tmp_path / "sweep", digits, scheduler=address) as engine:
+        all_joined(engine)
+        events = follow(engine, submit(engine, values))
+    assert [kind for kind, _ in events] == ["start", "epoch", "epoch", "epoch", "done"]
+    assert events[0][1]["worker"].startswith("tls://127.0.0.1:")
+
+
+def test_a_scheduler_that_is_not_there_is_one_line(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr(cluster, "START_SECONDS", 2)
+    address = f"tcp://127.0.0.1:{free_port()}"
+    with (
+        pytest.raises(EngineError, match=f"engine: expected dask's scheduler at {address}; rec"),
+        started(tmp_path / "sweep", digits, scheduler=address),
+    ):
+        raise AssertionError("it started")
 
 
 # GPUs, as far as that goes without one

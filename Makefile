@@ -5,7 +5,7 @@ BIN := .venv/bin
 # set in some environments; without .pyc files, importing TensorFlow takes 20 seconds instead of 5
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup sweep test test-fast check ui clean
+.PHONY: setup sweep test test-fast test-all check ui clean
 
 setup: .venv/installed
 
@@ -26,6 +26,9 @@ test: setup  ## all tests, as CI runs them
 
 test-fast: setup  ## under three minutes
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+test-all: setup  ## with every kind of kill and fault, of which `make test` runs some each day
+	CNN_SEARCH_ALL_FAULTS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -205,9 +205,9 @@ def _describe(sweep: definition.Definition) -> str:
         lines.append(f"ends after epoch {sweep.epochs_total:,} of all trials together")
     if sweep.disk_megabytes:
         lines.append(f"ends when its folder has more than {sweep.disk_megabytes:g} MB")
-    where = f"{sweep.engine.workers} worker processes here" if sweep.engine.workers else ""
-    if where or sweep.engine.scheduler:
-        lines.append(f"trains in {where or 'the workers of ' + sweep.engine.scheduler}")
+    workers = sweep.engine.workers
+    where = f"{workers} worker process{'es' * (workers != 1)} here" if workers else "this process"
+    lines.append(f"trains in {sweep.engine.scheduler or where}")
     if sweep.minutes:
         lines.append(f"ends after the epoch that runs at minute {sweep.minutes:g}")
     if sweep.final:

@@ -16,7 +16,10 @@ gc.freeze()  # as the engines do: Keras collects garbage before each training
 ROOT = Path(__file__).parent.parent
 
 
-LONGEST = ("test_kill.py", "test_final.py", "test_replay.py", "test_tracking.py")
+LONGEST = (
+    *("test_kill.py", "test_final.py", "test_replay.py", "test_engines.py"),
+    *("test_faults.py", "test_reliability.py", "test_tracking.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -419,7 +419,15 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
 ) -> None:
     arguments = ["cifar10", "--dry-run", "--epochs", "9", "--mlruns", str(tmp_path / "mlruns")]
     sweep.main.main(arguments, standalone_mode=False)
-    assert "at most 20 trials and 180 epochs in all" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "at most 20 trials and 180 epochs in all" in said
+    assert "trains in 1 worker process here" in said
+    options = "--workers 2 --epochs-total 50 --disk-quota 900".split()
+    sweep.main.main([*arguments, *options], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "trains in 2 worker processes here" in said
+    assert "ends after epoch 50 of all trials together" in said
+    assert "ends when its folder has more than 900 MB" in said
     sweep.main.main([*arguments, "--oracle", "hyperband"], standalone_mode=False)
     said = capsys.readouterr().out
     assert "9 trials from epoch 0 to 1, 3 trials from epoch 1 to 3" in said

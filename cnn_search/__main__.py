@@ -12,6 +12,7 @@ COMMANDS = {
     "report": "write what a sweep found as one HTML page",
     "replay": "train a trial again from what MLflow has of it, and compare",
     "registry": "list, show, pull, promote or roll back the models that sweeps registered",
+    "doctor": "say where ledgers, MLflow and files disagree, and reconcile them",
 }
 
 

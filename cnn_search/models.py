@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from mlflow.models import Model
 from mlflow.models.signature import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from cnn_search import evidence, promotion
+from cnn_search import backend, evidence, promotion
 from cnn_search.aliases import CHAMPION, PROMOTION
 from cnn_search.errors import TrackingError
 from cnn_search.evidence import MARK
@@ -129,12 +130,21 @@ def _log_model(
     client: mlflow.MlflowClient, file: Path, data: dict[str, Any], scores: str, run: str
 ) -> LoggedModel:
     """Log a `.keras` file as an MLflow model of a run, its test scores beside it; return that."""
+    experiment = client.get_run(run).info.experiment_id
+    logged = client.create_logged_model(experiment, "model", source_run_id=run)
+    _upload(client, file, data, scores, run, logged.model_id)
+    client.finalize_logged_model(logged.model_id, "READY")
+    return logged
+
+
+def _upload(
+    client: mlflow.MlflowClient, file: Path, data: dict[str, Any], scores: str, run: str, model: str
+) -> None:
+    if "keras" not in sys.modules:  # the doctor's: it trains nothing
+        backend.load()
     import keras
     import mlflow.keras
 
-    backend = keras.backend.backend()
-    experiment = client.get_run(run).info.experiment_id
-    logged = client.create_logged_model(experiment, "model", source_run_id=run)
     with tempfile.TemporaryDirectory() as parent:
         target = Path(parent) / "model"
         mlflow.keras.save_model(
@@ -144,16 +154,31 @@ def _log_model(
                 inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *data["input_shape"]), "image")]),
                 outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(data["class_names"])))]),
             ),
-            mlflow_model=Model(run_id=run, model_uuid=logged.model_id, model_id=logged.model_id),
+            mlflow_model=Model(run_id=run, model_uuid=model, model_id=model),
             # inferring them takes nine seconds, in another process
-            pip_requirements=[f"keras=={keras.__version__}", backend, "mlflow"],
+            pip_requirements=[f"keras=={keras.__version__}", keras.backend.backend(), "mlflow"],
             metadata={"class_names": data["class_names"]},
         )
         if scores:
             (target / evidence.SCORES).write_text(scores, encoding="utf-8")
-        client.log_model_artifacts(logged.model_id, str(target))
-    client.finalize_logged_model(logged.model_id, "READY")
-    return logged
+        client.log_model_artifacts(model, str(target))
+
+
+def restore(store: Store, record: Record, folder: Path, trial: Trial, version: ModelVersion) -> str:
+    """Upload a version's files again, which were deleted; say that it was done.
+
+    Args:
+        store: Where.
+        record: The sweep; what it judges the trial by is what judged the version.
+        folder: The sweep's folder.
+        trial: Whose model the version is.
+        version: To restore, as what it is.
+    """
+    scores = evidence.write_scores(record) if trial.source == "final" else ""
+    files, data = trial.folder(folder) / "model.keras", record.header["data"]
+    run, model = version.run_id or "", version.tags["model_id"]
+    _upload(store.client(), files, data, scores, run, model)
+    return "uploaded again"
 
 
 def list_models(store: Store) -> list[dict[str, Any]]:

@@ -61,6 +61,9 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("score", ["nothing"], 2, "expected a sweep that ran; there is none called 'nothing'"),
         ("report", ["--help"], 0, "Write what a sweep found as one HTML file"),
         ("replay", ["--help"], 0, "Train a trial again, from what MLflow has of it"),
+        ("doctor", ["--help"], 0, "Say where a sweep's ledger, MLflow and files disagree"),
+        ("doctor", ["nothing"], 2, "doctor: expected a folder of sweeps; there is no mlruns."),
+        ("doctor", ["digitz", "--mlruns", "."], 2, "there is none called 'digitz' in ."),
         ("sweep", ["--list"], 0, "Handwritten digits"),
         ("sweep", ["--list", "--json"], 0, '"digits": "Handwritten digits'),
         ("sweep", ["digits", "--trails", "3"], 2, "error: No such option '--trails'"),
@@ -106,7 +109,7 @@ def test_what_needs_no_training_imports_nothing_heavy(
 def test_cnn_search_lists_its_commands_and_runs_them() -> None:
     listed = python("-m", "cnn_search")
     assert (listed.returncode, listed.stdout) == (0, "")
-    for command in ("sweep", "baseline", "registry"):
+    for command in ("sweep", "baseline", "registry", "doctor"):
         assert f"cnn-search {command}" in listed.stderr
     assert python("-m", "cnn_search", "--help").returncode == 0
     assert python("-m", "cnn_search", "sweeps").returncode == 2
@@ -383,7 +386,7 @@ def test_every_baseline_has_the_parameters_that_its_tutorial_prints(
 def test_a_baseline_is_tested_once_with_its_last_and_best_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["digits", *"--epochs 1 --train-limit 300 --threads 1 --workers 0 --mlruns".split()]
+    command = ["digits", *"--epochs 1 --train-limit 300 --threads 1 --mlruns".split()]
     command.append(str(tmp_path))
     baseline.main.main(command, standalone_mode=False)
     first = capsys.readouterr()

@@ -16,11 +16,11 @@ from cnn_search import engines, sweep
 ROOT = Path(__file__).parents[1]
 
 ROOMS = {  # from the top to the bottom; a module knows its own room and those below
-    "commands": "commands sweep baseline score report replay registry __main__",
+    "commands": "commands sweep baseline score report replay registry doctor __main__",
     "search": "definition surroundings ledger statistics figures oracles engines "
     "cluster worker store evidence aliases promotion models tracking driver "
     "search retraining final ablation answer "
-    "progress recorded reproduction",
+    "progress recorded reproduction findings discrepancies reconciliation",
     "training": "network augmentation optimisation checkpoint training",
     "data": "sources datasets",
     "foundation": "errors backend crash",
@@ -35,7 +35,8 @@ ROOM_OF = {module: room for room, modules in ROOMS.items() for module in modules
 HOMES = {  # of each foreign library, the modules that may import it
     "mlflow": {
         f"cnn_search.{module}"
-        for module in ("store", "evidence", "aliases", "promotion", "models", "tracking")
+        for module in "store evidence aliases promotion models tracking findings discrepancies "
+        "reconciliation".split()
     },
     "keras_tuner": {"cnn_search.oracles", "search_spaces"},
     "matplotlib": {"cnn_search.figures"},

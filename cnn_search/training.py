@@ -443,6 +443,8 @@ def describe_model(model: Any, shown: Part, folder: Path) -> None:
     (folder / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     diagram = keras.utils.model_to_dot(model, show_shapes=True, show_layer_names=True)
     (folder / "diagram.dot").write_text(diagram.to_string(), encoding="utf-8")
+    if not len(shown.labels):  # also since TensorFlow's convolutions do not take nothing
+        return
     images, labels = shown.images[:SHOWN_IMAGES], shown.labels[:SHOWN_IMAGES]
     probabilities = keras.ops.convert_to_numpy(model(images, training=False))
     arrays = {"images": images, "labels": labels, "probabilities": probabilities}

@@ -444,6 +444,17 @@ def test_averaged_weights_are_a_moving_average_over_the_steps(
     assert not np.allclose(average[0], STEPS[-1][0], atol=1e-4)
 
 
+def test_without_validation_images_a_trial_ends_and_leaves_no_predictions(
+    digits: Dataset, tmp_path: Path
+) -> None:
+    """The baseline of SIGNS failed at its end: a convolution of no image of three channels."""
+    nothing = Part(digits.validation.images[:0], digits.validation.labels[:0])
+    made = attempt(dataclasses.replace(digits, validation=nothing), tmp_path, PLAIN, 1)
+    assert made.done["epochs"] == 1
+    assert not (made.folder / "validation_predictions.npz").exists()
+    assert (made.folder / "diagram.dot").exists()
+
+
 # What goes wrong
 
 

@@ -96,6 +96,7 @@ class DaskEngine(Engine):
         self._kills = _kernel_kills()
         self._seen_at = time.monotonic()
         self._client: Any = None
+        self._connection: Any = None  # to the scheduler; another object after it was lost
         self._cluster: Any = None
 
     def start(self) -> None:
@@ -111,8 +112,7 @@ class DaskEngine(Engine):
                 f"engine: expected dask's scheduler at {self._table.scheduler}; received "
                 f"{str(error).splitlines()[0]}. Start it (docs/cluster.md), or pass --workers."
             ) from None
-        for topic, handler in self._topics.items():
-            self._client.subscribe_topic(topic, handler)
+        self._listen()
         try:
             self._client.wait_for_workers(self._count, timeout=START_SECONDS)
             self._admit(self._client.nthreads(), refuse=True)
@@ -125,6 +125,42 @@ class DaskEngine(Engine):
         except EngineError:
             self.close(wait=False)
             raise
+
+    def _listen(self) -> None:
+        """Have the scheduler tell what happens."""
+        connection = self._client.scheduler_comm
+        for topic, handler in self._topics.items():
+            self._client.subscribe_topic(topic, handler)
+        self._connection = connection
+
+    def _is_connected(self) -> bool:
+        """Return whether the scheduler is there; if it was lost, ask the new one who is there.
+
+        Dask connects again by itself, to the same address. But a scheduler that was started anew
+        knows nobody, tells nothing unless it is asked to, and nothing of workers that have gone.
+
+        Raises:
+            EngineError: dask has given up.
+        """
+        if self._client.status == "closed":
+            raise EngineError(
+                f"engine: expected dask's scheduler at {self._table.scheduler}; the connection was "
+                f"lost, and did not come back in {START_SECONDS} s. Start it (docs/cluster.md); "
+                "the same command goes on."
+            )
+        if self._client.status != "running" or self._client.scheduler_comm is None:
+            return False
+        if self._client.scheduler_comm is not self._connection:
+            try:
+                self._listen()
+                here = self._client.nthreads()
+            except OSError:  # lost again
+                self._connection = None
+                return False
+            with self._lock:
+                self._members = {a: m for a, m in self._members.items() if a in here}
+                self._newcomers += [address for address in here if address not in self._members]
+        return True
 
     def _start_workers(self) -> Any:
         """Start a scheduler and workers on this machine's loopback; return the cluster."""
@@ -160,6 +196,8 @@ class DaskEngine(Engine):
         return self._cluster
 
     def slots(self) -> int:
+        if not self._is_connected():
+            return 0
         self._renew()
         newcomers, self._newcomers = self._newcomers, []
         if newcomers:

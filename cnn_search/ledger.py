@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import json
 import os
 import time
@@ -303,7 +304,9 @@ class Ledger:
             raise LedgerError(f"{self.path}: expected an open ledger; an earlier write failed.")
         event = {"n": self._lines + 1, "time": round(time.time(), 3), "kind": kind, **fields}
         try:
-            self._file.write(_line(event))
+            line = _line(event)
+            if self._file.write(line) < len(line):  # the disk took a part of it, without an error
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
             self._lines += 1
         except BaseException as error:

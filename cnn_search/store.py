@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sqlite3
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow  # noqa: E402
+from filelock import FileLock  # noqa: E402
 from mlflow.entities import Run  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
@@ -33,6 +35,8 @@ from cnn_search.errors import TrackingError  # noqa: E402
 for chatty in ("alembic", "mlflow.store", "mlflow.tracking.fluent"):
     logging.getLogger(chatty).setLevel(logging.WARNING)
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # the follower says it once
+# a database that is locked, or on a full disk: a traceback a second
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -232,14 +236,27 @@ def open_store(mlruns: Path, name: str, *, create: bool = False) -> Store:
 
 
 def _create(database: Path) -> None:
-    """Create the database in WAL mode, before anything else opens it: half the time of a write."""
+    """Create the database in WAL mode, before anything else opens it: half the time of a write.
+
+    MLflow makes its tables one by one, for seconds, and refuses a file where some are missing. So
+    they are made in another file, which gets its name when it is whole.
+    """
+    # another name each time: MLflow keeps connections by it
+    partial = database.with_name(f"mlflow.db.{uuid.uuid4().hex}.partial")
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
+        if not database.exists():
+            with FileLock(database.with_name("mlflow.db.lock")):
+                if not database.exists():
+                    for old in database.parent.glob("mlflow.db.*.partial*"):  # of a killed one
+                        old.unlink()
+                    mlflow.MlflowClient(f"sqlite:///{partial}").search_experiments()
+                    os.replace(partial, database)
         with sqlite3.connect(database) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA user_version=0")
         connection.close()
-    except (OSError, sqlite3.Error) as error:
+    except Exception as error:  # SQLAlchemy's, MLflow's, or the file system's
         raise TrackingError(
             f"{database.parent}: expected a folder that can be written; {first_line(error)}. "
             "Correct it or pass --mlruns."

@@ -11,8 +11,9 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
+from sweeping import story
 
-from cnn_search.ledger import read_events, read_record
+from cnn_search.ledger import read_record
 
 pytestmark = pytest.mark.slow
 
@@ -82,11 +83,11 @@ def start(folder: Path, kind: str) -> subprocess.Popen[bytes]:
         "--threads",
         "1",
         "--workers",
-        "0",
+        "2" if kind == "workers" else "0",
     ]
     log = open(folder / "log.txt", "ab")  # noqa: SIM115
     return subprocess.Popen(
-        [*command, "--threads", "1", "--mlruns", str(folder / "mlruns")],
+        [*command, "--mlruns", str(folder / "mlruns")],
         stdout=log,
         stderr=log,
         cwd=folder,
@@ -128,26 +129,6 @@ def kill_until_it_ends(folder: Path, kind: str, rng: random.Random) -> int:
         return kills
 
 
-def story(folder: Path) -> dict[str, object]:
-    """Return what a ledger tells, times and attempts aside; equal attempts agree on every epoch."""
-    [path] = folder.glob("mlruns/sweeps/*/ledger.jsonl")
-    asks, curves, results = [], {}, {}
-    dropped = ("n", "time", "check", "attempt", "batch_seconds", "image_seconds", "memory_bytes")
-    for event, _ in read_events(path):
-        kept = {k: v for k, v in event.items() if k not in dropped}
-        which = ("final", event["final"]) if "final" in event else ("trial", event.get("trial"))
-        if event["kind"] in ("ask", "champion", "plan", "retrain", "scored"):
-            asks.append(kept)
-        elif event["kind"] == "epoch":
-            key = (*which, event["epoch"])
-            assert curves.setdefault(key, event["metrics"]) == event["metrics"], key
-        elif event["kind"] in ("done", "test"):
-            key = (*which, event["kind"], event.get("weights"))
-            assert key not in results
-            results[key] = kept
-    return {"asks": asks, "curves": curves, "results": results}
-
-
 def todays() -> list[str]:
     """Return the kinds that are run: others each day, unless all are asked for."""
     turn = SEED * RUN % len(EACH)
@@ -166,7 +147,7 @@ def test_a_sweep_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path, kin
     assert kills >= FEWEST.get(kind, KILLS), (
         f"killed {kills} times only; the sweep is too short to be tested"
     )
-    assert story(killed) == story(undisturbed)
+    assert story(killed / "mlruns") == story(undisturbed / "mlruns")
     check_mlflow(killed)
 
 

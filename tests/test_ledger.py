@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 
 import pytest
 
@@ -155,3 +156,22 @@ def test_a_write_that_fails_closes_the_ledger_and_the_next_open_goes_on(ledger, 
     again.append("end", reason="crashed")
     again.close()
     assert read_record(ledger.path).end == "crashed"
+
+
+def test_a_line_that_the_disk_takes_a_part_of_closes_the_ledger_and_is_cut_off(ledger):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = ledger.path.stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))  # a write is then a short one
+    try:
+        with pytest.raises(LedgerError, match="No space left on device"):
+            ask(ledger, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert ledger.path.stat().st_size == size + 20
+    with pytest.raises(LedgerError, match="an earlier write failed"):  # there is space again
+        ask(ledger, 0)
+    again = Ledger(ledger.path)
+    again.open()
+    ask(again, 0)
+    again.close()
+    assert list(read_record(ledger.path).trials) == [0]

@@ -298,7 +298,7 @@ def interrupt(number: int, times: int, options: tuple[str, ...]) -> Callable[...
     return fault
 
 
-SECONDS_TO_END = 120  # after a Ctrl-C, on a busy machine; MLflow gets the last of it meanwhile
+SECONDS_TO_END = 300  # after a Ctrl-C, on a busy machine; MLflow gets the last of it meanwhile
 
 
 # MLflow that is not there
@@ -487,7 +487,7 @@ def fill_disk(folder: Path, rng: random.Random, quick: bool) -> Tried:
         sweep, full = Sweep(folder, *HERE, mlruns=folder / "disk"), []
         for size in sorted(sizes):
             resize(size)
-            code = sweep.start().wait(SECONDS_TO_END * 3)
+            code = sweep.start().wait(SECONDS_TO_END)
             if code == 0:
                 break
             assert code in (1, 2), f"exit code {code}\n{sweep.said()[-3000:]}"

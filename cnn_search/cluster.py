@@ -425,7 +425,13 @@ class DaskEngine(Engine):
 
 
 def _aside(function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-    threading.Thread(target=function, args=arguments, kwargs=options, daemon=True).start()
+    """Call a function in a thread of its own; the worker, or dask itself, may be gone meanwhile."""
+
+    def call() -> None:
+        with contextlib.suppress(Exception):
+            function(*arguments, **options)
+
+    threading.Thread(target=call, daemon=True).start()
 
 
 def _kill_process(pid: int) -> None:

@@ -88,26 +88,20 @@ def values(digits, tmp_path_factory):
     return space.baseline_values("vgg_bn") | small
 
 
-def follow(engine, number, seen=None):
-    """Return a trial's events up to its end; those of others are put aside."""
-    others, found = [], seen if seen is not None else []
-    while not found or found[-1][0] not in ENDS:
-        kind, fields = engine.events.get(timeout=SECONDS)
-        mine = fields.get("trial") == number
-        (found if mine else others).append((kind, fields))
+def wait_for(engine, number, *kinds):
+    """Return the events of a trial up to the first of these kinds; others' stay where they are."""
+    others, found = [], []
+    while not found or found[-1][0] not in kinds:
+        event = engine.events.get(timeout=SECONDS)
+        (found if event[1].get("trial") == number else others).append(event)
     for other in others:
         engine.events.put(other)
     return found
 
 
-def wait_for(engine, number, kind):
-    """Return the events of a trial up to the first of a kind."""
-    found = []
-    while not found or found[-1][0] != kind:
-        event = engine.events.get(timeout=SECONDS)
-        if event[1].get("trial") == number:
-            found.append(event)
-    return found
+def follow(engine, number, seen=()):
+    """Return a trial's events up to its end."""
+    return [*seen, *wait_for(engine, number, *ENDS)]
 
 
 def curve(events):

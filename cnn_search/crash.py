@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +24,8 @@ def recorded(path: Path) -> Iterator[None]:
             yield
         finally:
             faulthandler.disable()
-            if before:
-                faulthandler.enable()
+            if before and sys.__stderr__ is not None:  # sys.stderr may be no file
+                faulthandler.enable(sys.__stderr__)
             path.unlink(missing_ok=True)
 
 

@@ -14,7 +14,7 @@ from cnn_search.errors import CnnSearchError
 
 INTERRUPTED = 130
 # in a process of its own, a trial that crashes costs the sweep nothing but itself, and the memory
-# that TensorFlow keeps goes with it; what that costs, and two on two cores: docs/performance.md
+# that TensorFlow keeps goes with it (docs/design.md)
 WORKERS = 1
 
 

@@ -201,9 +201,9 @@ class Driver(abc.ABC):
         number = fields.pop("trial")
         trial = self.trials[number]
         if kind == "start":
-            self._deadlines[number] = time.monotonic() + 60 * (
-                self.engine_table.max_minutes or math.inf
-            )
+            minutes = self.engine_table.max_minutes or math.inf
+            spent = sum(trial.seconds.values())  # in earlier attempts
+            self._deadlines[number] = time.monotonic() + 60 * minutes - spent
         late = number in self._killed_at
         if kind in ("done", "failed", "stopped", "died"):
             del self.running[number], self._deadlines[number]

@@ -66,7 +66,8 @@ class Reporter:
             self.say(f"{self._name(trial)}: {_ending(record, trial, event)}")
         elif kind == "stop":
             after = "epoch" if event["reason"] in ("minutes", "epochs", "quota") else "batch"
-            self.say(f"{event['reason']}: ending after the running {after} ...")
+            name = self._name(record.trial_of(event))
+            self.say(f"{name}: {event['reason']}, ends after the running {after} ...")
 
     def _name(self, trial: Trial) -> str:
         if trial.source == "final":

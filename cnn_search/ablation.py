@@ -19,8 +19,8 @@ from cnn_search.definition import EngineTable
 from cnn_search.driver import OnEvent, Outcome, Say
 from cnn_search.errors import LedgerError
 from cnn_search.ledger import Record, Trial, read_record
-from cnn_search.oracles import complete
 from cnn_search.retraining import Retrainer, Wanted
+from cnn_search.spaces import complete
 
 ROOTS = {  # hyperparameters that mean little without each other are one change
     "pooling": ("pooling", "pooling_place", "pool_size"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.resources
+import itertools
 import json
 import math
 import re
@@ -17,15 +18,24 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
+from cnn_search import limits
 from cnn_search.errors import DefinitionError
+from cnn_search.limits import Cost
 
 # what may change while a sweep goes on: how long it runs, and where its images lie (which images
 # they are has a digest of its own)
 NOT_IN_DIGEST = {
     *("trials", "minutes", "epochs_total", "disk_megabytes", "keep_models"),
-    *("data", "data_dir", "engine", "final"),
+    *("data", "data_dir", "engine", "final", "stop"),
 }
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -59,13 +69,13 @@ class OracleTable(_Table):
     """[oracle]: who chooses the next configuration.
 
     Attributes:
-        kind: One of KerasTuner's own.
+        kind: One of KerasTuner's own, or "tpe" or "gp": Optuna's samplers; "gp" needs torch.
         over: For "grid": the hyperparameters that vary; all others keep the baseline's value.
         factor: For "hyperband": the share 1/factor of trials is promoted.
         iterations: For "hyperband": how often all brackets are run.
     """
 
-    kind: Literal["random", "grid", "bayesian", "hyperband"] = "random"
+    kind: Literal["random", "grid", "bayesian", "hyperband", "tpe", "gp"] = "random"
     over: list[str] = []
     factor: Annotated[int, Field(ge=2)] = 3
     iterations: Annotated[int, Field(ge=1)] = 1
@@ -94,6 +104,50 @@ class OracleTable(_Table):
         if self.kind != "grid" and self.over:
             raise ValueError(f"over: expected with kind 'grid' only; received kind {self.kind!r}")
         return self
+
+
+class PrunerTable(_Table):
+    """[pruner]: which trials are ended before their last epoch, as others are better.
+
+    Attributes:
+        kind: "asha": at each rung, all but the best 1/factor of those that came so far (Li et al.
+            2020, arXiv:1810.05934); "median": who is worse than half of the others at this epoch;
+            "percentile": who is not among so many per cent of them. Optuna's.
+        first_epoch: The first epoch after which a trial may be ended; left out: a quarter of all,
+            behind the warm-up of the schedules.
+        factor: For "asha": the next rung is after so many times the epochs.
+        percentile: For "percentile".
+        startup_trials: For "median" and "percentile": as many finish before one is ended.
+    """
+
+    kind: Literal["none", "asha", "median", "percentile"] = "none"
+    first_epoch: Annotated[int, Field(ge=1)] | None = None
+    factor: Annotated[int, Field(ge=2)] = 3
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 25.0
+    startup_trials: Annotated[int, Field(ge=1)] = 5
+
+    def first(self, epochs: int) -> int:
+        """Return the first epoch after which a trial of so many may be ended."""
+        return self.first_epoch or math.ceil(epochs / 4)
+
+    def rungs(self, epochs: int) -> list[int]:
+        """Return the epochs after which trials are ended, the last one's left out."""
+        if self.kind == "none":
+            return []
+        if self.kind != "asha":
+            return list(range(self.first(epochs), epochs))
+        powers = (self.first(epochs) * self.factor**n for n in range(epochs))
+        return list(itertools.takewhile(lambda rung: rung < epochs, powers))
+
+
+class StopTable(_Table):
+    """[stop]: when the search ends by itself.
+
+    Attributes:
+        patience: Trials in a row without a better one; 0 for never.
+    """
+
+    patience: Annotated[int, Field(ge=0)] = 0
 
 
 class FinalTable(_Table):
@@ -174,7 +228,8 @@ class Definition(_Table):
         data_dir: Folder with the data set's archives.
         train_limit: Use only so many images of the training part.
         image_size: (height, width) that a folder's images are resized to.
-        objective: What is searched for; a key of `training.OBJECTIVES`.
+        objective: What is searched for, and ranked by; a key of `training.OBJECTIVES`.
+        costs: What is searched for beside it, as small as can be: some of `limits.Cost`.
         seed: At least 1.
         trials: How many in all, baselines among them; Hyperband has its own budget.
         minutes: Training ends after the epoch that runs then, summed over all runs of the sweep.
@@ -183,9 +238,11 @@ class Definition(_Table):
         disk_megabytes: The search ends when its sweep's folder has become larger.
         baselines: The first is trial 0; empty for the data set's first, "all" for each.
         keep_models: How many of the best trials keep their weights.
-        training, oracle, engine: See there.
+        training, oracle, pruner, stop, engine: See there.
         final: See there; without it, a sweep ends with its search.
         space: Fixes a hyperparameter (a value) or narrows it (a list of values).
+        constraints: What a network may cost, as "<= 500_000" by a name of `limits.Cost`; one that
+            costs more is not trained, and does not count among the trials.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -197,6 +254,7 @@ class Definition(_Table):
     objective: Literal["val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"] = (
         "val_accuracy"
     )
+    costs: list[Cost] = []
     seed: Annotated[int, Field(ge=1, lt=2**31)] = 1
     trials: Annotated[int, Field(ge=1)] = 20
     minutes: Annotated[float, Field(gt=0, le=1e6)] | None = None
@@ -206,9 +264,26 @@ class Definition(_Table):
     keep_models: Annotated[int, Field(ge=1)] = 3
     training: TrainingTable = TrainingTable()
     oracle: OracleTable = OracleTable()
+    pruner: PrunerTable = PrunerTable()
+    stop: StopTable = StopTable()
     engine: EngineTable = EngineTable()
     final: FinalTable | None = None
     space: dict[str, Any] = {}
+    constraints: dict[Cost, Annotated[str, AfterValidator(limits.check)]] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Definition:
+        if self.pruner.kind != "none" and self.oracle.kind == "hyperband":
+            raise ValueError(
+                "pruner.kind: expected none with the oracle hyperband, which ends and promotes "
+                f"trials itself; received {self.pruner.kind!r}"
+            )
+        if self.costs and self.oracle.kind not in ("tpe", "gp"):
+            raise ValueError(
+                "costs: expected with the oracles tpe and gp only, as the others know one "
+                f"objective; received oracle {self.oracle.kind!r}"
+            )
+        return self
 
     def as_json(self) -> dict[str, Any]:
         """Return the definition as the ledger keeps it."""
@@ -218,6 +293,8 @@ class Definition(_Table):
 TABLES: dict[str, type[BaseModel]] = {
     "training": TrainingTable,
     "oracle": OracleTable,
+    "pruner": PrunerTable,
+    "stop": StopTable,
     "engine": EngineTable,
     "final": FinalTable,
 }
@@ -286,6 +363,15 @@ def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
         own_space = spaces.joinpath(f"{content['data']}.py").is_file()
         content["search_space"] = content["data"] if own_space else "images"
     return _validate(content, file)
+
+
+def from_record(content: Mapping[str, Any]) -> Definition:
+    """Return the definition of a ledger; what an older version did not know has its default.
+
+    Raises:
+        DefinitionError: this version does not understand it.
+    """
+    return _validate(content, "the ledger")
 
 
 def with_engine(definition: Definition, changes: Mapping[str, Any]) -> EngineTable:

@@ -22,7 +22,7 @@ from cnn_search.datasets import Dataset
 from cnn_search.definition import EngineTable
 from cnn_search.engines import Engine, InlineEngine, interruptible
 from cnn_search.errors import LedgerError
-from cnn_search.ledger import Event, Ledger, Record, Trial
+from cnn_search.ledger import ENDINGS, Event, Ledger, Record, Trial
 from cnn_search.surroundings import surroundings, versions
 from cnn_search.training import CRASH, Setup, Stop, Task
 
@@ -30,6 +30,7 @@ OnEvent = Callable[[Record, Event], None]
 Say = Callable[[str], None]
 TICK_SECONDS = 1.0  # at most so long until a limit is noticed
 GRACE_SECONDS = 30.0  # for a trial that was told to stop, until it is killed
+CHOSEN = ("oracle", "earlier")  # sources of trials that nobody asked for by name
 QUARANTINE = 2  # workers that a configuration killed, after which it is not tried again
 
 
@@ -105,9 +106,13 @@ class Driver(abc.ABC):
     def next(self) -> Trial | None:
         """Return the next trial to run, or None if there is none now; `ending` says why."""
 
+    def prunes(self, trial: Trial, event: Event) -> bool:
+        """Return whether a trial is to end with this epoch, as others are better."""
+        return False
+
     @abc.abstractmethod
     def ended(self, trial: Trial, event: Event) -> None:
-        """Take in that a trial finished or failed."""
+        """Take in that a trial finished, failed, or was pruned or refused."""
 
     @abc.abstractmethod
     def finish(self) -> None:
@@ -184,6 +189,7 @@ class Driver(abc.ABC):
             trial.epochs,
             trial.parent,
             self._recorded(trial),
+            limited=trial.source in CHOSEN,
         )
 
     def _is_quarantined(self, trial: Trial) -> bool:
@@ -200,24 +206,37 @@ class Driver(abc.ABC):
         """Write down what the engine tells."""
         number = fields.pop("trial")
         trial = self.trials[number]
+        pruned = trial.status == "pruned"
         if kind == "start":
             minutes = self.engine_table.max_minutes or math.inf
             spent = sum(trial.seconds.values())  # in earlier attempts
             self._deadlines[number] = time.monotonic() + 60 * minutes - spent
         late = number in self._killed_at
-        if kind in ("done", "failed", "stopped", "died"):
+        if kind in (*ENDINGS, "stopped", "died"):
             del self.running[number], self._deadlines[number]
             self._killed_at.pop(number, None)
+        if pruned:
+            return  # what it did until the word reached it is not on record
         if kind == "died":
             self._bury(trial, fields["reason"], fields["message"])
         elif kind == "stopped" and late:
             self._fail(trial, "timeout", self._lateness())
         else:
             event = self.append(kind, **{self.which: number}, **fields)
-            if kind in ("done", "failed"):
+            if kind in ENDINGS:
                 self.ended(trial, event)
+            elif kind == "epoch" and self.prunes(trial, event):
+                self.prune(trial, event)
+                engine.stop("now", number)
+                self._deadlines[number] = time.monotonic()
+                self._killed_at[number] = time.monotonic() + GRACE_SECONDS
             elif kind == "stopped" and fields.get("reason") == "disk" and not self.ending:
                 self._stop_all(engine, "disk", "now")
+
+    def prune(self, trial: Trial, event: Event) -> None:
+        """Write down that a trial ends with an epoch."""
+        name = {**self._name(trial), "epoch": event["epoch"]}
+        self.ended(trial, self.append("pruned", **name))
 
     def _find_dead(self, trial: Trial) -> None:
         """Write down that a trial ended with its driver, which crashed under it or was killed."""
@@ -261,7 +280,8 @@ class Driver(abc.ABC):
                 engine.stop("now", number)
             elif now > self._killed_at[number]:
                 del self.running[number], self._deadlines[number], self._killed_at[number]
-                self._fail(trial, "timeout", f"{self._lateness()}, and did not stop")
+                if trial.status != "pruned":
+                    self._fail(trial, "timeout", f"{self._lateness()}, and did not stop")
                 engine.kill(number)
 
     def _lateness(self) -> str:

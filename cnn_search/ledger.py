@@ -3,11 +3,14 @@
 One JSON object a line, in the order of events, each on the disk before the next step:
 
     sweep     the definition, the data's digest and source          (first line, once)
+    earlier   what a warm start took from earlier sweeps
     session   a driver starts: versions, machine, git commit, command
     ask       a trial: values, seed, fidelity, parent, who asked for it
     start     an attempt begins: backend, threads, the worker if it is another process
     epoch     its metrics and seconds
     stop      the driver tells an attempt to stop, and why
+    pruned    a trial ends with an epoch, as others were better; a few batches may follow it
+    refused   its network breaks the constraints, and is not trained
     done | failed | stopped | killed    how an attempt ended; a worker that died or was lost gives
               "killed" with its reason, or "failed" if the trial is not to be tried again
     champion  the best trial so far is to be registered
@@ -42,9 +45,17 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from cnn_search.errors import LedgerError
+from cnn_search.limits import Cost, costs_of, violations
 
 Event = dict[str, Any]
 DEADLY = ("died", "memory", "lost")  # reasons for which a worker ends under a trial
+ENDINGS = {  # the status of a trial that does not go on, by the event that ends it
+    "done": "finished",
+    "pruned": "pruned",
+    "failed": "failed",
+    "refused": "refused",
+}
+ENDED = tuple(ENDINGS.values())
 
 
 @dataclass
@@ -55,16 +66,18 @@ class Trial:
         number: From 0; trial 0 is the baseline.
         values: Hyperparameter values by name.
         seed, epochs, parent: See `training.Task`.
-        source: Who asked for it: "baseline", "try", "oracle"; or "final".
+        source: Who asked for it: "baseline", "try", "earlier" (a warm start), "oracle"; or "final".
         baseline: The name of the baseline that it is, or "".
         oracle: What the oracle wants to know again at a replay (Hyperband's "tuner/..." entries).
-        status: "waiting", "running", "finished", "failed", or "stopped" (it goes on later).
+        status: "waiting", "running", "finished", "pruned" (ended early, for others were better),
+            "failed", "refused" (its network breaks the constraints), or "stopped" (it goes on
+            later).
         attempt: The number of attempts so far.
         deaths: Why workers ended under it, each a word of `DEADLY`.
         curve: Metrics of each epoch, by its number from 1.
         seconds: Of each epoch, by its number.
         result: The fields of "done".
-        failure: The fields of "failed".
+        failure: The fields of "failed"; or of "refused", as such.
         finalist: Of a retraining: whose, by its name in the plan.
         tests: Of a retraining: the fields of "test", by which weights were scored.
     """
@@ -87,6 +100,12 @@ class Trial:
     finalist: str = ""
     tests: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @property
+    def costs(self) -> dict[Cost, float]:
+        """What its network costs, if it finished."""
+        result = self.result
+        return costs_of(result["parameters"], result["flops"]) if result else {}
+
     def folder(self, sweep: Path) -> Path:
         """Return where its files are, in the folder of its sweep."""
         part = sweep / "final" if self.source == "final" else sweep
@@ -99,6 +118,7 @@ class Record:
 
     Attributes:
         header: The event "sweep".
+        earlier: The event "earlier"; empty without a warm start.
         trials: Of the search, by number.
         seconds: Spent on the search, over all sessions; final scorings left out.
         session: The last event "session".
@@ -115,6 +135,7 @@ class Record:
     """
 
     header: Event = field(default_factory=dict)
+    earlier: Event = field(default_factory=dict)
     trials: dict[int, Trial] = field(default_factory=dict)
     seconds: float = 0.0
     session: Event = field(default_factory=dict)
@@ -164,7 +185,7 @@ class Record:
                 oracle={},
                 finalist=event["finalist"],
             )
-        elif kind in ("scored", "ablation"):
+        elif kind in ("earlier", "scored", "ablation"):
             setattr(self, kind, event)
         elif kind == "end":
             if self.job == "search":
@@ -196,6 +217,11 @@ class Record:
             trial.failure = {k: event[k] for k in ("reason", "message", "traceback")}
             if event["reason"] in DEADLY:
                 trial.deaths.append(event["reason"])
+        elif kind == "pruned":
+            trial.status = "pruned"
+        elif kind == "refused":
+            trial.status = "refused"
+            trial.failure = {"reason": "refused", "message": event["message"], "traceback": ""}
         elif kind in ("stopped", "killed"):
             trial.status = "stopped"
             if kind == "killed" and "reason" in event:
@@ -236,11 +262,19 @@ class Record:
     def ranking(self) -> list[Trial]:
         """Return the finished trials of full fidelity, best first, each configuration once.
 
+        Those whose network breaks the constraints, as the baseline's may, are left out.
+
         Ties in the objective are broken by validation loss, then by fewer parameters, then by age.
         """
         maximise = self.header["direction"] == "max"
         full = self.definition["training"]["epochs"]
-        finished = [t for t in self.trials.values() if t.status == "finished" and t.epochs == full]
+        limits = self.definition.get("constraints", {})
+        finished = [
+            trial
+            for trial in self.trials.values()
+            if trial.status == "finished" and trial.epochs == full
+            if not violations(trial.costs, limits)
+        ]
 
         def rank(trial: Trial) -> tuple[float, float, int, int]:
             score = trial.result["score"]

@@ -1,4 +1,4 @@
-"""Oracles: KerasTuner's own, asked and told by the loop, and replayed from the ledger.
+"""Oracles: KerasTuner's and Optuna's, asked and told by the loop, and replayed from the ledger.
 
 Randomness is a function of (sweep seed, number of the ask): it is set anew before each ask, so no
 random state is saved, and a resumed sweep asks the same questions. What KerasTuner 1.4.8 does
@@ -8,18 +8,19 @@ otherwise was found by running it; a comment says so where it matters.
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import keras_tuner
 import numpy as np
 from keras_tuner import oracles as kt
-from keras_tuner.engine import hyperparameters as kinds
 
+from cnn_search import samplers
 from cnn_search.definition import OracleTable
-from cnn_search.errors import DefinitionError, LedgerError
+from cnn_search.errors import LedgerError
+from cnn_search.limits import Cost
+from cnn_search.spaces import outside
 from cnn_search.training import OBJECTIVES
 
 RESERVED = "tuner/"
@@ -90,12 +91,35 @@ class _Bayesian(_InMemory, kt.BayesianOptimizationOracle):
                 trial.status, trial.score = "RUNNING", None
 
 
+class _Sampled(_InMemory, samplers.OptunaOracle):
+    """Takes its answers from the record at a replay: what a sampler says depends on its version."""
+
+    recorded: dict[str, Any] | None = None
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        if self.recorded is None:
+            return super().populate_space(trial_id)
+        self._tried_so_far.add(self._compute_values_hash(self.recorded))
+        return {"status": "RUNNING", "values": dict(self.recorded)}
+
+
+class _TPE(_Sampled, samplers.TPEOracle):
+    pass
+
+
+class _GP(_Sampled, samplers.GPOracle):
+    pass
+
+
 ORACLES: dict[str, Any] = {
     "random": _Random,
     "grid": _Grid,
     "bayesian": _Bayesian,
     "hyperband": _Hyperband,
+    "tpe": _TPE,
+    "gp": _GP,
 }
+REMEMBERED = ("bayesian", "tpe", "gp")  # not asked again at a replay
 
 
 class Oracle:
@@ -105,6 +129,8 @@ class Oracle:
         table: The definition's [oracle].
         space: Declared `keras_tuner.HyperParameters`: what may vary (see `narrow`).
         objective: A key of `training.OBJECTIVES`.
+        costs: Objectives beside it, minimised: for Optuna's samplers only.
+        constrained: Whether trials can be refused.
         epochs: The sweep's full epochs.
         trials: How many trials the sweep has, if it is known.
         seed: Of the sweep, at least 1 (KerasTuner takes 0 as "any").
@@ -119,11 +145,16 @@ class Oracle:
         epochs: int,
         trials: int,
         seed: int,
+        costs: Sequence[Cost] = (),
+        constrained: bool = False,
     ) -> None:
-        self.kind, self.seed = table.kind, seed
+        self.kind, self.seed, self.objective = table.kind, seed, objective
+        self.costs = tuple(costs)
         self.idle = False
+        objectives = [keras_tuner.Objective(objective, OBJECTIVES[objective])]
+        objectives += [keras_tuner.Objective(cost, "min") for cost in costs]
         options: dict[str, Any] = {
-            "objective": keras_tuner.Objective(objective, OBJECTIVES[objective]),
+            "objective": objectives if costs else objectives[0],
             "hyperparameters": space,
             "allow_new_entries": False,
             "tune_new_entries": False,
@@ -141,6 +172,8 @@ class Oracle:
             options["num_initial_points"] = max(5, trials // 4)
         self.keras_tuner = ORACLES[table.kind](**options)
         self.keras_tuner.verbose = 0
+        if isinstance(self.keras_tuner, samplers.OptunaOracle):
+            self.keras_tuner.constrained = constrained
         self._ids: dict[int, str] = {}
 
     def ask(self, number: int) -> Ask | None:
@@ -168,10 +201,10 @@ class Oracle:
             LedgerError: the oracle now answers otherwise, as after a change of libraries.
         """
         recorded = {**values, **own}
-        if self.kind == "bayesian":
+        if self.kind in REMEMBERED:
             self.keras_tuner.recorded = recorded
         ask = self.ask(number)
-        if self.kind == "bayesian":
+        if self.kind in REMEMBERED:
             self.keras_tuner.recorded = None
         if ask is None or {**ask.values, **ask.oracle} != recorded:
             raise LedgerError(
@@ -179,21 +212,50 @@ class Oracle:
                 f"{ask}. Were libraries or the space changed? Start anew with --new."
             )
 
-    def tell(self, number: int, values: Mapping[str, Any], score: float | None) -> None:
+    def tell(
+        self,
+        number: int,
+        values: Mapping[str, Any],
+        score: float | None,
+        *,
+        curve: Mapping[int, float] | None = None,
+        costs: Mapping[Cost, float] | None = None,
+        violation: float = 0.0,
+    ) -> None:
         """Tell how a trial ended: its score, or None if it failed.
 
         A trial that the oracle did not ask for (a baseline, a user's own) is put in as an old one,
         if it is a point of the space; Grid does not take any.
+
+        Args:
+            number: Of the trial.
+            values: Of the trial, by name.
+            score: None if it has none.
+            curve: Of a trial that was pruned: the objective after each epoch, and no score.
+                Optuna's samplers learn from it as such; to the others the last one is its score.
+            costs: Of its network.
+            violation: Of a trial that was refused: how far it is from being allowed, above 0. Only
+                Optuna's samplers learn it; to the others it has failed.
         """
         if number not in self._ids and not self._put_in(number, values):
             return
-        trial = self.keras_tuner.trials[self._ids[number]]
-        if score is None:
-            trial.status = "FAILED"
-        else:
-            self.keras_tuner.update_trial(trial.trial_id, {self.keras_tuner.objective.name: score})
-            trial.status = "COMPLETED"
-        self.keras_tuner.end_trial(trial)
+        oracle, trial_id = self.keras_tuner, self._ids[number]
+        curve = {0: score} if score is not None else curve or {}
+        if isinstance(oracle, samplers.OptunaOracle):
+            if score is None and (curve or violation):
+                oracle.pruned.add(trial_id)
+            if violation:
+                oracle.violations[trial_id] = violation
+        elif curve:
+            curve = {0: curve[max(curve)]}
+        known: dict[str, float] = {}
+        if costs and curve:
+            known = {name: costs[name] for name in self.costs}
+        for epoch, value in curve.items():
+            oracle.update_trial(trial_id, {self.objective: value, **known}, step=epoch)
+        trial = oracle.trials[trial_id]
+        trial.status = "COMPLETED" if curve else "FAILED"
+        oracle.end_trial(trial)
 
     def starts_with(self, values: Mapping[str, Any]) -> bool:
         """Return whether `values` are what this oracle asks for first: the defaults, for Grid."""
@@ -240,106 +302,3 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
         name: value.item() if isinstance(value, np.generic) else value
         for name, value in values.items()
     }
-
-
-def outside(space: Any, values: Mapping[str, Any]) -> list[str]:
-    """Return the names of those `values` that a space does not know, or does not allow."""
-    filled = space.copy()
-    filled.values = dict(values)
-    entries = {hp.name: hp for hp in space.space if filled.is_active(hp)}
-    return [n for n, v in values.items() if n not in entries or coerce(entries[n], v) is None]
-
-
-def coerce(hp: Any, value: Any) -> Any:
-    """Return `value` as a hyperparameter has it (0 as 0.0 among floats), or None if it cannot."""
-    if isinstance(hp, kinds.Float):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(value) if number and hp.min_value <= value <= hp.max_value else None
-    truth = isinstance(value, bool)
-    same = [v for v in hp.values if isinstance(v, bool) == truth and v == value]
-    return same[0] if same else None
-
-
-def allowed(hp: Any) -> str:
-    """Return in words what a hyperparameter can take."""
-    if isinstance(hp, kinds.Float):
-        return f"{hp.min_value} to {hp.max_value}"
-    return ", ".join(json.dumps(value) for value in hp.values)
-
-
-def narrow(space: Any, table: Mapping[str, Any], over: list[str] | None = None) -> Any:
-    """Return the space with some hyperparameters fixed to a value or narrowed to a list of values.
-
-    Args:
-        space: Declared `keras_tuner.HyperParameters`.
-        table: A value, or a list of values, by name.
-        over: If given, everything else is fixed at its default.
-
-    Raises:
-        DefinitionError: an unknown name, or a value that the space does not have; all at once.
-    """
-    names = [hp.name for hp in space.space]
-    problems = [
-        f"{where}: no such hyperparameter; the space has {', '.join(sorted(names))}."
-        for where, name in [
-            *((f"[space] {name}", name) for name in table),
-            *((f"[oracle] over: {name}", name) for name in over or []),
-        ]
-        if name not in names
-    ]
-    narrowed = keras_tuner.HyperParameters()
-    for hp in space.space:
-        fixed = [hp.default] if over is not None and hp.name not in over else None
-        values = table.get(hp.name, fixed)
-        if values is None:
-            narrowed.merge([hp])
-            continue
-        values = values if isinstance(values, list) else [values]
-        bad = [value for value in values if coerce(hp, value) is None]
-        if bad or not values:
-            problems.append(
-                f"[space] {hp.name}: expected {allowed(hp)}; received {json.dumps(bad)}."
-            )
-            continue
-        values = [coerce(hp, value) for value in values]
-        narrowed.merge([_choice(hp, values)])
-    if problems:
-        raise DefinitionError("\n".join(problems))
-    return narrowed
-
-
-def complete(space: Any, baseline: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a whole configuration: `values` on top of a baseline's, defaults for the rest.
-
-    Raises:
-        DefinitionError: a name or value that the space does not have.
-    """
-    entries = {hp.name: hp for hp in space.space}
-    known = {n: coerce(entries[n], v) for n, v in values.items() if n in entries}
-    filled = space.copy()
-    filled.values = {**baseline, **{n: v for n, v in known.items() if v is not None}}
-    for hp in space.space:  # parents come first; KerasTuner's own filling-in is random
-        if filled.is_active(hp):
-            filled.values.setdefault(hp.name, hp.default)
-    whole = {hp.name: filled.values[hp.name] for hp in space.space if filled.is_active(hp)}
-    for name, value in values.items():
-        if name not in entries:
-            expected = f"a hyperparameter of the space ({', '.join(entries)})"
-        elif known[name] is None:
-            expected = allowed(entries[name])
-        elif name not in whole:
-            expected = f"nothing: with the other values {name} has no effect"
-        else:
-            continue
-        raise DefinitionError(f"--try {name}={value}: expected {expected}. Correct it.")
-    return whole
-
-
-def _choice(hp: Any, values: list[Any]) -> Any:
-    """Return `hp` narrowed to `values`, which it has."""
-    if len(values) == 1:
-        return kinds.Fixed(hp.name, values[0], conditions=hp.conditions)
-    if isinstance(hp, kinds.Boolean):
-        return hp
-    default = hp.default if hp.default in values else values[0]
-    return kinds.Choice(hp.name, values, default=default, conditions=hp.conditions)

@@ -11,7 +11,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from cnn_search.datasets import Dataset
-from cnn_search.ledger import Event, Record, Trial
+from cnn_search.ledger import ENDINGS, Event, Record, Trial
+from cnn_search.statistics import gain_left
 
 PLAIN_SECONDS = 10  # at most one epoch's line in so many seconds, where there is no terminal
 
@@ -59,7 +60,7 @@ class Reporter:
             self._on_start(record, record.trial_of(event))
         elif kind == "epoch":
             self._on_epoch(record, record.trial_of(event), event)
-        elif kind in ("done", "failed", "stopped") or (kind == "killed" and "reason" in event):
+        elif kind in (*ENDINGS, "stopped") or (kind == "killed" and "reason" in event):
             trial = record.trial_of(event)
             if trial.number in self._tasks:
                 self._bars.remove_task(self._tasks.pop(trial.number))
@@ -123,16 +124,35 @@ def describe_data(dataset: Dataset) -> str:
 def _ending(record: Record, trial: Trial, event: Event) -> str:
     if event["kind"] == "failed":
         return f"failed ({event['reason']}): {event['message']}"
+    if event["kind"] == "refused":
+        return f"refused: {event['message']}"
     if event["kind"] == "killed":
         return f"{event['reason']}: {event['message']}; it is tried again"
     if event["kind"] == "stopped":
         return f"stopped after epoch {max(trial.curve, default=0)}; it can go on"
     objective = record.definition["objective"]
+    if event["kind"] == "pruned":
+        value = trial.curve[event["epoch"]][objective]
+        return f"pruned after epoch {event['epoch']}: {objective} {value:.4f}"
     text = f"{objective} {event['score']:.4f} at epoch {event['best_epoch']}"
     text += f"; {event['parameters']:,} parameters, {duration(sum(trial.seconds.values()))}"
     if event["blocks_dropped"]:
         text += f"; {event['blocks_dropped']} blocks do not fit the images and were dropped"
     return text
+
+
+def describe_gain(record: Record) -> str:
+    """Return in a sentence what as many trials again would bring; empty if they were too few."""
+    ranking = record.ranking()
+    if len(ranking) < 4:
+        return ""
+    sign = 1 if record.header["direction"] == "max" else -1
+    count = sum(trial.status in ("finished", "pruned") for trial in record.trials.values())
+    gain = gain_left([sign * trial.result["score"] for trial in ranking], count, count)
+    return (
+        f"{count} more like these would better {record.definition['objective']} by about "
+        f"{gain.mean:.4f} ({gain.low:.4f} to {gain.high:.4f})."
+    )
 
 
 def changes(record: Record, trial: Trial, limit: int = 0) -> str:

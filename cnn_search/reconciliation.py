@@ -21,9 +21,7 @@ from mlflow.exceptions import MlflowException
 from cnn_search import discrepancies
 from cnn_search.errors import LedgerError, TrackingError
 from cnn_search.findings import Finding, Sweep
-from cnn_search.ledger import Ledger, hold, sweeps_folder
-
-ENDED = ("finished", "failed")
+from cnn_search.ledger import ENDED, Ledger, hold, sweeps_folder
 
 
 def sweep_folders(mlruns: Path, name: str | None) -> list[Path]:

@@ -15,10 +15,19 @@ import numpy as np
 
 from cnn_search import tracking
 from cnn_search.datasets import Dataset
-from cnn_search.definition import NOT_IN_DIGEST, Definition, differences, digest
-from cnn_search.driver import Driver, OnEvent, Outcome, Say
-from cnn_search.errors import LedgerError
+from cnn_search.definition import (
+    NOT_IN_DIGEST,
+    Definition,
+    differences,
+    digest,
+    from_record,
+)
+from cnn_search.driver import CHOSEN, Driver, OnEvent, Outcome, Say
+from cnn_search.earlier import recall
+from cnn_search.errors import DefinitionError, LedgerError
 from cnn_search.ledger import (
+    ENDED,
+    ENDINGS,
     Event,
     Record,
     Trial,
@@ -26,11 +35,16 @@ from cnn_search.ledger import (
     hold,
     make_folder,
     read_events,
+    read_record,
     sweeps_folder,
 )
-from cnn_search.oracles import Ask, Oracle, complete, narrow
+from cnn_search.limits import violations
+from cnn_search.oracles import Ask, Oracle
+from cnn_search.pruners import Pruner
+from cnn_search.spaces import complete, narrow
 from cnn_search.training import OBJECTIVES, SHOWN_IMAGES, Protocol, Setup, make_space
 
+MOST_REFUSED = 200  # configurations in a row that break the constraints
 GIVE_UP_AFTER = 5  # trials, if every one of them failed
 
 
@@ -41,6 +55,7 @@ def run(
     *,
     tries: Sequence[Mapping[str, Any]] = (),
     new: bool = False,
+    warm_start: str = "",
     reserve: Callable[[Record], float] = lambda record: 0.0,
     on_event: OnEvent = lambda record, event: None,
     say: Say = lambda line: None,
@@ -54,6 +69,7 @@ def run(
         tries: Configurations of the user's own, as the next trials: values by name, on top of the
             baseline's.
         new: Start a new sweep whatever there is.
+        warm_start: An earlier sweep, or "best"; see `earlier.recall`.
         reserve: Given the record, the seconds of the definition's minutes that are kept for what
             comes after the search.
         on_event: Told each event, after it was written.
@@ -61,8 +77,8 @@ def run(
 
     Returns:
         The record; `record.end` is "finished", "exhausted", "failed", "interrupted", or the limit
-        that was reached: "minutes", "epochs", "quota", "disk" ("crashed" after an exception, which
-        is raised).
+        that was reached: "flat", "minutes", "epochs", "quota", "disk" ("crashed" after an
+        exception, which is raised).
 
     Raises:
         CnnSearchError: definition, ledger or tracking server are not as they should be; nothing
@@ -76,6 +92,8 @@ def run(
         else:
             folder = named
     search = _Search(definition, dataset, folder, tries, reserve, on_event, say)
+    if warm_start:
+        search.warm_start(mlruns, warm_start)
     store = tracking.open_store(mlruns, definition.name, create=True)
     make_folder(folder)
     with hold(folder):
@@ -101,6 +119,7 @@ class _Search(Driver):
         super().__init__(folder, setup, dataset, definition.engine, on_event, say)
         self.definition, self.reserve = definition, reserve
         self.too_large = False
+        self._undone: dict[int, Event] = {}  # epochs after which a kill was faster than "pruned"
         space = make_space(setup, dataset)
         whole = space.hyperparameters()
         over = definition.oracle.over if definition.oracle.kind == "grid" else None
@@ -111,15 +130,35 @@ class _Search(Driver):
             epochs=definition.training.epochs,
             trials=definition.trials,
             seed=definition.seed,
+            costs=definition.costs,
+            constrained=bool(definition.constraints),
         )
+        direction = OBJECTIVES[definition.objective]
+        self.pruner = Pruner(definition.pruner, direction, definition.training.epochs)
         self.baselines = list(baseline_values(space, definition.baselines).items())
         if definition.final:  # what is wrong there should not come out after the search
             baseline_values(space, definition.final.baselines)
         self.tries = [complete(whole, self.baselines[0][1], values) for values in tries]
+        self.earlier: dict[str, Any] = {}  # the event of that name, until it is written
+        self.first: list[Mapping[str, Any]] = []  # configurations of earlier sweeps
 
     @property
     def trials(self) -> dict[int, Trial]:
         return self.record.trials
+
+    def warm_start(self, mlruns: Path, name: str) -> None:
+        """Take from earlier sweeps what a new one can; one that goes on has done so already.
+
+        Raises:
+            DefinitionError: there is nothing to take, or the sweep began without.
+        """
+        if not (self.folder / "ledger.jsonl").exists():
+            self.earlier = recall(mlruns, name, self._header(), self.oracle.keras_tuner.get_space())
+        elif not read_record(self.folder / "ledger.jsonl").earlier:
+            raise DefinitionError(
+                f"--warm-start {name}: expected a new sweep; {self.folder.name} has begun without. "
+                "Start another with --new, or leave it out."
+            )
 
     def begin(self) -> bool:
         """Replay the ledger into the oracle, or begin a new one."""
@@ -134,7 +173,21 @@ class _Search(Driver):
             labels=shown.labels[:SHOWN_IMAGES],
         )
         self.append("sweep", **self._header())
+        if self.earlier:
+            self._remember(self.append("earlier", **self.earlier))
         return True
+
+    def _remember(self, event: Event) -> None:
+        """Tell the oracle what earlier sweeps found."""
+        self.first = list(event["first"])
+        for number, seen in enumerate(event["seen"], start=1):
+            self.oracle.tell(-number, seen["values"], seen["score"], costs=seen["costs"])
+        if event["note"]:
+            self.say(f"note: warm start from {', '.join(event['sweeps'])}: {event['note']}")
+
+    def prepare(self) -> None:
+        for number, event in self._undone.items():
+            self.prune(self.record.trials[number], event)
 
     def over(self) -> str:
         definition, record = self.definition, self.record
@@ -156,12 +209,22 @@ class _Search(Driver):
         number = len(trials)
         if self.tries and number >= 1:
             return self._ask(number, "try", Ask(self.tries.pop(0)))
-        if self.definition.oracle.kind != "hyperband" and number >= self.definition.trials:
+        taken = sum(trial.status != "refused" for trial in trials.values())
+        if self.definition.oracle.kind != "hyperband" and taken >= self.definition.trials:
             self.ending = "finished"
+            return None
+        if self._is_flat():
+            self.ending = "flat"
+            return None
+        if set(ended[-MOST_REFUSED:]) == {"refused"} and len(ended) >= MOST_REFUSED:
+            self.say(f"the last {MOST_REFUSED} configurations break [constraints]: too tight?")
+            self.ending = "exhausted"
             return None
         if self.baselines and not self.oracle.starts_with(self.baselines[0][1]):
             name, values = self.baselines.pop(0)
             return self._ask(number, "baseline", Ask(values), name)
+        if self.first:
+            return self._ask(number, "earlier", Ask(dict(self.first.pop(0))))
         ask = self.oracle.ask(number)
         if ask is None:
             if not self.oracle.idle:
@@ -171,12 +234,48 @@ class _Search(Driver):
         name = self.baselines.pop(0)[0] if self.baselines else ""
         return self._ask(number, "oracle", ask, name)
 
+    def _is_flat(self) -> bool:
+        """Return whether as many trials as [stop] says ended without a better one."""
+        patience = self.definition.stop.patience
+        ended = [t.number for t in self.record.trials.values() if t.status in ENDED]
+        ranking = self.record.ranking()
+        if not (patience and ranking and ended):
+            return False
+        since = [number for number in ended if number > ranking[0].number]
+        return len(since) >= patience
+
+    def prunes(self, trial: Trial, event: Event) -> bool:
+        value = event["metrics"][self.definition.objective]
+        worse = self.pruner.report(trial.number, event["epoch"], value)
+        # the book's model and the user's own are there to be compared with
+        return worse and trial.source in CHOSEN and event["epoch"] < trial.epochs
+
     def ended(self, trial: Trial, event: Event) -> None:
-        self.oracle.tell(trial.number, trial.values, event.get("score"))
+        self._tell(event)
         self._tidy()
         if self.definition.disk_megabytes is not None:
             size = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
             self.too_large = size > 1e6 * self.definition.disk_megabytes
+
+    def _tell(self, event: Event) -> None:
+        """Tell oracle and pruner how a trial ended."""
+        trial = self.record.trials[event["trial"]]
+        curve, violation = None, 0.0
+        if event["kind"] == "pruned":
+            name = self.definition.objective
+            epochs = range(1, event["epoch"] + 1)
+            curve = {epoch: trial.curve[epoch][name] for epoch in epochs if epoch in trial.curve}
+        elif event["kind"] == "refused":
+            violation = sum(violations(event["costs"], self.setup.limits).values())
+        self.oracle.tell(
+            trial.number,
+            trial.values,
+            event.get("score"),
+            curve=curve,
+            costs=trial.costs,
+            violation=violation,
+        )
+        self.pruner.end(trial.number, event.get("score"))
 
     def _ask(self, number: int, source: str, ask: Ask, baseline: str = "") -> Trial:
         # a promoted trial goes on with its parent's data order and augmentation
@@ -198,14 +297,21 @@ class _Search(Driver):
     def _replay(self) -> None:
         """Ask and tell a fresh oracle everything that is on record, in its order."""
         for event, _ in read_events(self.ledger.path):
-            if event["kind"] == "ask":
+            if event["kind"] == "earlier":
+                self._remember(event)
+            elif event["kind"] == "ask":
                 if event["baseline"]:
                     self.baselines = [b for b in self.baselines if b[0] != event["baseline"]]
+                if event["source"] == "earlier":
+                    self.first.remove(event["values"])
                 if event["source"] == "oracle":
                     self.oracle.ask_again(event["trial"], event["values"], event["oracle"])
-            elif event["kind"] in ("done", "failed"):
-                values = self.record.trials[event["trial"]].values
-                self.oracle.tell(event["trial"], values, event.get("score"))
+            elif event["kind"] == "epoch" and "trial" in event:
+                if self.prunes(self.record.trials[event["trial"]], event):
+                    self._undone[event["trial"]] = event
+            elif event["kind"] in ENDINGS and "trial" in event:
+                self._undone.pop(event["trial"], None)
+                self._tell(event)
         tried = [t.values for t in self.record.trials.values() if t.source == "try"]
         self.tries = [values for values in self.tries if values not in tried]
 
@@ -222,12 +328,15 @@ class _Search(Driver):
         if self.tries or any(t.status in ("waiting", "running", "stopped") for t in trials):
             return False
         more = self.definition.oracle.kind != "hyperband" and len(trials) < self.definition.trials
-        return self.record.end in ("exhausted", "failed") or (
-            self.record.end == "finished" and not more
+        return (
+            self._is_flat()
+            or self.record.end in ("exhausted", "failed")
+            or (self.record.end == "finished" and not more)
         )
 
     def finish(self) -> None:
         """Make the best trial the champion."""
+        self._tidy()  # a pruned trial may have left a checkpoint while it stopped
         if self.ending != "interrupted" and (ranking := self.record.ranking()):
             if ranking[0].number != self.record.champion:
                 self.append("champion", trial=ranking[0].number)
@@ -235,7 +344,7 @@ class _Search(Driver):
     def _tidy(self) -> None:
         """Delete what nobody needs: checkpoints of what has ended, the weights of losers."""
         trials = self.record.trials.values()
-        unended = [t for t in trials if t.status not in ("finished", "failed")]
+        unended = [t for t in trials if t.status not in ENDED]
         needed = {t.number for t in unended} | {t.parent for t in unended}
         needed |= self.oracle.may_promote()
         best = {trial.number for trial in self.record.ranking()[: self.definition.keep_models]}
@@ -267,12 +376,10 @@ class _Search(Driver):
     def _check_same(self) -> None:
         """Refuse to go on with another definition or other images."""
         header = self.record.header
-        now = self.definition.as_json()
-        if digest(now) != header["digest"]:
+        now, before = self.definition.as_json(), from_record(header["definition"]).as_json()
+        if digest(now) != digest(before):
             changed = [
-                line
-                for line in differences(header["definition"], now)
-                if line.split(":")[0] not in NOT_IN_DIGEST
+                line for line in differences(before, now) if line.split(":")[0] not in NOT_IN_DIGEST
             ]
             raise LedgerError(
                 f"{self.folder.name}: expected the definition it was started with; received "
@@ -302,4 +409,5 @@ def setup_of(definition: Definition, folder: Path) -> Setup:
         class_weights=table.class_weights,
         checkpoint_seconds=table.checkpoint_seconds,
         keep_state=definition.oracle.kind == "hyperband",
+        limits=definition.constraints,
     )

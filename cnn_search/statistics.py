@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit  # the quantile of t; scipy.stats is slow to import
+from scipy.special import gammaincinv, stdtrit  # quantiles; scipy.stats is slow to import
 
 Correct = npt.NDArray[np.bool_]
 
@@ -169,6 +169,35 @@ def seeds_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
     deviation = float(np.std(values, ddof=1))
     margin = float(stdtrit(seeds - 1, (1 + level) / 2)) * deviation / math.sqrt(seeds)
     return Estimate(mean, mean - margin, mean + margin, level, deviation, seeds)
+
+
+class Gain(NamedTuple):
+    """An expected gain, in units of the score, and its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def gain_left(scores: Sequence[float], trials: int, more: int, level: float = 0.95) -> Gain:
+    """Return by how much the best of `trials` would rise, on average, with `more` like them.
+
+    Scaled spacings of the largest values are independent and exponential where the tail is (Renyi
+    1953), which a search that learns beats, and one whose scores are near their limit does not
+    reach.
+
+    Args:
+        scores: Of the best trials, the larger the better; at least four.
+        trials: How many there were, of which these are the best.
+        more: How many would follow.
+        level: Of the interval.
+    """
+    top = np.sort(np.asarray(scores, float))[::-1]
+    count = max(3, len(top) // 4)
+    total = float(np.sum(np.arange(1, count + 1) * (top[:count] - top[1 : count + 1])))
+    rise = math.log1p(more / trials)
+    low, high = (total / gammaincinv(count, (1 + sign * level) / 2) * rise for sign in (1, -1))
+    return Gain(total / count * rise, low, high)
 
 
 def alpha(challenge: int) -> float:

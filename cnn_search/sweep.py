@@ -17,6 +17,7 @@ from cnn_search.surroundings import usable_cores
 SEARCHED = (
     "finished",
     "exhausted",
+    "flat",
     "minutes",
     "epochs",
     "quota",
@@ -41,7 +42,8 @@ SEARCHED = (
     help="End the search when its folder is larger.",
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs of a full trial.")
-@click.option("--oracle", help="random, grid, bayesian or hyperband.")
+@click.option("--oracle", help="random, grid, bayesian, hyperband, tpe or gp.")
+@click.option("--pruner", help="none, asha, median or percentile.")
 @click.option("--data-dir", help="Folder with the data set's archives.")
 @click.option("--train-limit", type=click.IntRange(min=1), help="Use so many training images.")
 @click.option("--seed", type=click.IntRange(min=1), help="Seed of the sweep.")
@@ -52,6 +54,12 @@ SEARCHED = (
     metavar="NAME=VALUE ...",
     help="A configuration of your own as the next trial: values on top of the baseline's, with "
     "spaces between. May be repeated.",
+)
+@click.option(
+    "--warm-start",
+    default="",
+    metavar="SWEEP|best",
+    help="Begin with what an earlier sweep found, or all that can be compared.",
 )
 @click.option("--set", "changes", multiple=True, metavar="TABLE.KEY=VALUE", help="Change the TOML.")
 @commands.engine_options()
@@ -66,6 +74,7 @@ def main(
     name: str | None,
     tries: tuple[str, ...],
     changes: tuple[str, ...],
+    warm_start: str,
     threads: int | None,
     no_final: bool,
     dry_run: bool,
@@ -124,7 +133,8 @@ def main(
     told: dict[str, Any] = {"on_event": reporter, "say": reporter.say}
     try:
         reserve = final.reserve(table, sweep.minutes)
-        outcome = search.run(sweep, dataset, mlruns, tries=pairs, new=new, reserve=reserve, **told)
+        begin: dict[str, Any] = {"tries": pairs, "new": new, "warm_start": warm_start}
+        outcome = search.run(sweep, dataset, mlruns, **begin, reserve=reserve, **told)
         if table and outcome.record.ranking() and outcome.record.end in SEARCHED:
             fitting, minutes = final.fit(outcome.record, table, sweep.minutes)
             told |= {"minutes": minutes, "engine": sweep.engine}
@@ -168,6 +178,7 @@ def _list(as_json: bool) -> int:
 def _changes(options: dict[str, Any], changes: tuple[str, ...]) -> dict[str, Any]:
     """Return the options of the command line as changes of the definition."""
     keys = {"epochs": "training.epochs", "oracle": "oracle.kind", "disk_quota": "disk_megabytes"}
+    keys["pruner"] = "pruner.kind"
     keys |= {key: f"engine.{key}" for key in ("workers", "scheduler", "insecure", "gpus")}
     given = {keys.get(k, k): v for k, v in options.items() if v is not None}
     return given | dict(commands.parse_pair(text, "--set") for text in changes)
@@ -198,9 +209,17 @@ def _describe(sweep: definition.Definition) -> str:
     """Return what a sweep would do, a line each."""
     lines = [
         f"{sweep.name}: images of {sweep.data}, space {sweep.search_space}, seed {sweep.seed}",
-        f"objective: {sweep.objective}; oracle: {sweep.oracle.kind}",
+        f"objective: {', '.join([sweep.objective, *sweep.costs])}; oracle: {sweep.oracle.kind}",
         f"at most {_plan(sweep)}",
     ]
+    if rungs := sweep.pruner.rungs(sweep.training.epochs):
+        shown = ", ".join(map(str, rungs[:8])) + ", ..." * (len(rungs) > 8)
+        lines.append(f"pruner {sweep.pruner.kind}: the worse end after epoch {shown}")
+    lines += [
+        f"only networks whose {name} are {limit}" for name, limit in sweep.constraints.items()
+    ]
+    if sweep.stop.patience:
+        lines.append(f"ends after {sweep.stop.patience} trials without a better one")
     if sweep.epochs_total:
         lines.append(f"ends after epoch {sweep.epochs_total:,} of all trials together")
     if sweep.disk_megabytes:
@@ -237,6 +256,8 @@ def _write_report(name: str, outcome: Any, mlruns: Path, say: Any) -> str:
 
 def _what_next(sweep: Any, outcome: Any, written: str) -> list[str]:
     """Return the lines that say how it ended, and the next commands."""
+    from cnn_search import progress
+
     record, lines = outcome.record, [""]
     typed = [argument for argument in sys.argv[1:] if argument != "--new"]
     again = f"python -m cnn_search.sweep {shlex.join(typed)}"
@@ -250,6 +271,10 @@ def _what_next(sweep: Any, outcome: Any, written: str) -> list[str]:
         lines.append("The sweep's folder is full. To go on: the same with a larger --disk-quota.")
     elif "disk" in (outcome.ending, record.end):
         lines.append(f"The disk is full; nothing is lost. Make space, then: {again}")
+    elif record.end == "flat":
+        patience = sweep.stop.patience
+        lines.append(f"No better one in {patience} trials. {progress.describe_gain(record)}")
+        lines.append("To go on: the same with --set stop.patience=N, larger, or 0 for never.")
     elif record.end == "exhausted":
         lines.append("The oracle has nothing left to try in this space.")
     elif record.end == "failed":

@@ -122,6 +122,8 @@ class _Delivery:
             "epoch": [self._log_epoch],
             "done": [self._log_best, self._end_finished],
             "failed": [self._end_failed],
+            "pruned": [self._end_early],
+            "refused": [self._end_early],
             "stopped": [self._end_killed],
             "killed": [self._end_killed],
             "champion": [self._register],
@@ -330,6 +332,14 @@ class _Delivery:
         self._log(run, tags=tags)
         self.client.log_text(run, event["traceback"], "traceback.txt")
         self.client.set_terminated(run, "FAILED", int(event["time"] * 1000))
+
+    def _end_early(self, event: Event) -> None:
+        run = self._run_of(event)
+        told = (
+            {"pruned_after": event["epoch"]} if "epoch" in event else {"refused": event["message"]}
+        )
+        self._log(run, tags={"final": "true", **told})
+        self.client.set_terminated(run, "KILLED", int(event["time"] * 1000))
 
     def _end_killed(self, event: Event) -> None:
         run = self._run_of(event)

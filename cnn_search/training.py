@@ -15,7 +15,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from cnn_search.checkpoint import State, load_state, save_state
 from cnn_search.crash import recorded
 from cnn_search.datasets import Dataset, Part
 from cnn_search.errors import DefinitionError
+from cnn_search.limits import Cost, costs_of, violations
 from cnn_search.network import NetworkConfig, count_flops
 from cnn_search.optimisation import TrainingConfig
 
@@ -113,6 +114,7 @@ class Task:
         parent: The trial whose last state this one goes on from, or None.
         recorded: How many of its epochs are on record; what a checkpoint has beyond them (a kill
             came between the two) is emitted again. None: nothing is.
+        limited: It is not trained if its network costs more than `Setup.limits` allow.
     """
 
     trial: int
@@ -122,6 +124,7 @@ class Task:
     epochs: int
     parent: int | None = None
     recorded: int | None = None
+    limited: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,7 @@ class Setup:
         checkpoint_seconds: An epoch leaves a checkpoint if the last one is older than this.
         keep_state: Leave a checkpoint at the end too, for trials that go on from it.
         both_weights: Leave the weights that `protocol` does not keep as well, beside the model.
+        limits: Of what a network costs, as "<= 500_000".
     """
 
     space: str
@@ -147,6 +151,7 @@ class Setup:
     checkpoint_seconds: float = 30.0
     keep_state: bool = False
     both_weights: bool = False
+    limits: Mapping[Cost, str] = field(default_factory=dict)
 
     def trial_folder(self, trial: int) -> Path:
         """Return the folder of a trial's files."""
@@ -276,6 +281,11 @@ def _train(
         model = space.build(hp)
     except Exception as error:
         raise Unbuildable(f"{type(error).__name__}: {error}") from error
+    costs = costs_of(model.count_params(), count_flops(model))
+    if task.limited and (broken := violations(costs, setup.limits)):
+        said = [f"{name} is {costs[name]:,.6g}, not {setup.limits[name]}" for name in broken]
+        emit("refused", costs=costs, message=", ".join(said))
+        return
     folder = setup.trial_folder(task.trial)
     state = State()
     for saved in (task.trial, task.parent):
@@ -329,7 +339,7 @@ def _train(
         epochs=len(history),
         parameters=inference.count_params(),
         trainable_parameters=trainable,
-        flops=count_flops(inference),
+        flops=costs["flops"],
         model_bytes=(folder / "model.keras").stat().st_size,
         blocks_dropped=space.blocks_dropped(hp),
         memory_bytes=psutil.Process().memory_info().rss,

@@ -1,5 +1,6 @@
-"""Oracles: one contract over all four, and what is particular to each."""
+"""Oracles: one contract over all, and what is particular to each."""
 
+import importlib.util
 import json
 
 import keras_tuner
@@ -8,11 +9,18 @@ from keras_tuner import oracles as kt
 
 from cnn_search.definition import OracleTable
 from cnn_search.errors import DefinitionError, LedgerError
-from cnn_search.oracles import Ask, Oracle, complete, narrow, outside
+from cnn_search.oracles import Ask, Oracle
+from cnn_search.spaces import complete, narrow, outside
 from cnn_search.training import Protocol
 from search_spaces.digits import Space
 
-KINDS = ["random", "grid", "bayesian", "hyperband"]
+GP = pytest.param(
+    "gp",
+    marks=pytest.mark.skipif(
+        importlib.util.find_spec("torch") is None, reason="the oracle gp needs torch"
+    ),
+)
+KINDS = ["random", "grid", "bayesian", "hyperband", "tpe", GP]
 OVER = ["filters_1", "dense_units"]
 
 
@@ -113,7 +121,48 @@ def test_failures_in_a_row_do_not_end_the_search(kind):
         oracle.tell(number, ask.values, None)
 
 
-@pytest.mark.parametrize("kind", ["random", "bayesian", "hyperband"])
+@pytest.mark.parametrize("kind", ["random", "grid", "bayesian", "tpe", GP])
+def test_pruned_trials_are_taken_in_and_a_replay_of_them_goes_on_alike(kind):
+    def ends(oracle, number, ask):
+        """Every second trial is pruned after two epochs."""
+        if number % 2:
+            curve = {1: score(ask) / 2, 2: score(ask)}
+            oracle.tell(number, ask.values, None, curve)
+        else:
+            oracle.tell(number, ask.values, score(ask))
+
+    def go_on(oracle, numbers):
+        for number in numbers:
+            ask = oracle.ask(number)
+            assert ask is not None
+            ends(oracle, number, ask)
+            yield ask
+
+    undisturbed = list(go_on(make(kind), range(12)))
+    oracle = make(kind)
+    for number, ask in enumerate(undisturbed[:11]):
+        oracle.ask_again(number, ask.values, ask.oracle)
+        ends(oracle, number, ask)
+    assert list(go_on(oracle, [11])) == undisturbed[11:]
+
+
+@pytest.mark.parametrize("kind", ["random", "grid", "tpe", GP])
+def test_a_small_space_is_exhausted_without_asking_twice(kind):
+    space = narrow(small_space(), {"dense_units": [0, 64], "optimiser": "adam"})
+    space = narrow(space, {"learning_rate": [0.001, 0.002], "filters_1": [8, 16]})
+    oracle, seen = make(kind, space=space), []
+    for number in range(9):
+        ask = oracle.ask(number)
+        if ask is None:
+            break
+        seen.append(ask.values)
+        oracle.tell(number, ask.values, score(ask))
+    assert not oracle.idle
+    assert len(seen) == 8
+    assert len({json.dumps(values, sort_keys=True) for values in seen}) == 8
+
+
+@pytest.mark.parametrize("kind", ["random", "bayesian", "hyperband", "tpe"])
 def test_a_trial_of_somebody_else_is_taken_in_as_a_finished_one(kind):
     baseline = Space((8, 8, 1), 10, 100, Protocol(4)).baseline_values("vgg_bn")
     oracle = make(kind)

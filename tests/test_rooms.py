@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[1]
 
 ROOMS = {  # from the top to the bottom; a module knows its own room and those below
     "commands": "commands sweep baseline score report replay registry doctor __main__",
-    "search": "definition surroundings ledger statistics figures oracles engines "
-    "cluster worker store evidence aliases promotion models tracking driver "
+    "search": "definition surroundings ledger statistics figures spaces samplers pruners oracles "
+    "earlier engines cluster worker store evidence aliases promotion models tracking driver "
     "search retraining final ablation answer "
     "progress recorded reproduction findings discrepancies reconciliation",
     "training": "network augmentation optimisation checkpoint training",
     "data": "sources datasets",
-    "foundation": "errors backend crash",
+    "foundation": "errors backend crash limits",
 }
 HEIGHT = {
     module: height
@@ -38,7 +38,9 @@ HOMES = {  # of each foreign library, the modules that may import it
         for module in "store evidence aliases promotion models tracking findings discrepancies "
         "reconciliation".split()
     },
-    "keras_tuner": {"cnn_search.oracles", "search_spaces"},
+    "keras_tuner": {
+        *("cnn_search.oracles", "cnn_search.samplers", "cnn_search.spaces", "search_spaces")
+    },
     "matplotlib": {"cnn_search.figures"},
     "tensorflow": set(),
     "dask": {"cnn_search.cluster"},
@@ -47,7 +49,7 @@ HOMES = {  # of each foreign library, the modules that may import it
     "PIL": {"cnn_search.sources"},
     "sklearn": {"cnn_search.sources"},
     "scipy": {"cnn_search.statistics", "cnn_search.report"},
-    "optuna": {"cnn_search.report"},
+    "optuna": {"cnn_search.samplers", "cnn_search.pruners", "cnn_search.report"},
     "plotly": {"cnn_search.report"},
     "jinja2": {"cnn_search.report"},
     "click": {f"cnn_search.{module}" for module in ROOMS["commands"].split()},

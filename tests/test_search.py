@@ -158,6 +158,45 @@ def test_grid_asks_for_the_baseline_itself(tmp_path, digits):
     ]
 
 
+PRUNED = {
+    **{"oracle.kind": "tpe", "pruner.kind": "asha", "pruner.factor": 2, "pruner.first_epoch": 1},
+    **{"training.epochs": 4, "trials": 9},
+}
+
+
+def told(outcome):
+    """What a ledger tells of trials, times aside; what was cut short is told once."""
+    kept = []
+    for event, _ in read_events(outcome.folder / "ledger.jsonl"):
+        if event["kind"] in ("ask", "epoch", "done", "pruned"):
+            without = ("n", "time", "seconds", "attempt", "memory_bytes", "check")
+            kept.append({k: v for k, v in event.items() if k not in without})
+    return kept
+
+
+def test_pruned_trials_end_early_and_are_not_ranked(tmp_path, digits):
+    outcome = run(tmp_path, digits, PRUNED)
+    trials = outcome.record.trials
+    assert trials[0].status == "finished"  # the baseline is never pruned
+    pruned = [trial for trial in trials.values() if trial.status == "pruned"]
+    assert pruned
+    assert all(max(trial.curve) in (1, 2) for trial in pruned)
+    assert {t.number for t in outcome.record.ranking()} == set(trials) - {t.number for t in pruned}
+    assert list(outcome.folder.glob("trials/*/checkpoint.npz")) == []
+
+
+@pytest.mark.parametrize("kind", ["random", "tpe"])
+def test_a_kill_between_an_epoch_and_the_word_to_end_changes_nothing(tmp_path, digits, kind):
+    changes = {**PRUNED, "oracle.kind": kind}
+    whole = run(tmp_path / "whole", digits, changes)
+    again = run(tmp_path / "again", digits, {**changes, "trials": 9})
+    ledger = again.folder / "ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    cut = next(i for i, line in enumerate(lines) if b'"kind": "pruned"' in line)
+    ledger.write_bytes(b"".join(lines[:cut]))
+    assert told(run(tmp_path / "again", digits, changes)) == told(whole)
+
+
 def test_minutes_end_after_the_running_epoch_and_more_minutes_go_on(tmp_path, digits):
     changes = {"training.epochs": 400, "trials": 1, "space": {}}
     outcome = run(tmp_path, digits, {**changes, "minutes": 0.1})

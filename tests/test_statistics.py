@@ -417,3 +417,17 @@ def test_no_number_of_seeds_is_asked_for_where_the_test_part_is_too_small():
 def test_no_more_seeds_are_asked_for_where_the_difference_is_decided():
     a, b = right(1000, 20, seeds=3), right(1000, 200, seeds=7)
     assert statistics.seeds_needed(a, b) == 7
+
+
+@pytest.mark.parametrize("trials", [20, 100])
+def test_what_more_trials_would_bring_is_covered_as_often_as_it_says(trials):
+    """Scores with an exponential tail, whose best of 2n is on average higher by a known amount."""
+    random = np.random.default_rng(7)
+    truth = 0.02 * sum(1 / k for k in range(trials + 1, 2 * trials + 1))
+    covered, means = 0, []
+    for _ in range(2000):
+        found = statistics.gain_left(0.9 + random.exponential(0.02, trials), trials, trials)
+        covered += found.low <= truth <= found.high
+        means.append(found.mean)
+    assert 0.93 <= covered / 2000 <= 0.97
+    assert abs(np.mean(means) / truth - 1) < 0.05

@@ -94,6 +94,7 @@ def history(record: Record) -> list[dict[str, Any]]:
                 "epochs": len(trial.curve),
                 "full": trial.epochs == full,
                 "score": score,
+                "last": _last(trial, record.definition["objective"]),
                 "best": best,
                 "parameters": trial.result.get("parameters"),
                 "flops": trial.result.get("flops"),
@@ -103,6 +104,11 @@ def history(record: Record) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _last(trial: Trial, objective: str) -> float | None:
+    """Return what a trial that was pruned had come to."""
+    return trial.curve[max(trial.curve)][objective] if trial.status == "pruned" else None
 
 
 def curves(record: Record, answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,7 +200,7 @@ def failures(record: Record) -> list[dict[str, Any]]:
             "attempts": t.attempt,
         }
         for t in trials
-        if t.status in ("failed", "stopped")
+        if t.status in ("failed", "stopped", "refused")
     ]
 
 

@@ -49,14 +49,21 @@ def history_chart(history: Sequence[Mapping[str, Any]], objective: str) -> Figur
     shown = sample(scored, MOST_POINTS, lambda row: row["trial"] in improved)
     full = [row for row in shown if row["full"]]
     short = [row for row in shown if not row["full"]]
+    cut = sample([row for row in history if row["status"] == "pruned"], MOST_POINTS)
     lost = sample([row for row in history if row["status"] == "failed"], MOST_POINTS)
-    floor = min((row["score"] for row in scored), default=0.0)
+    floor = min([row["score"] for row in scored] + [row["last"] for row in cut], default=0.0)
     steps = [row for row in history if row["trial"] in improved]
     steps += [history[-1]] if history[-1]["best"] is not None else []
     data = [
         points_trace(full, "a trial", "trial", {"symbol": "circle", "color": BLUE, "size": 6}),
         points_trace(
             short, "of fewer epochs", "trial", {"symbol": "triangle-up-open", "color": GREY}
+        ),
+        points_trace(
+            [{**row, "score": row["last"]} for row in cut],
+            "pruned",
+            "trial",
+            {"symbol": "triangle-down-open", "color": GREY, "size": 7},
         ),
         {
             "type": "scatter",
@@ -92,7 +99,7 @@ def history_chart(history: Sequence[Mapping[str, Any]], objective: str) -> Figur
             [
                 row["name"],
                 row["status"],
-                score_text(row["score"]),
+                score_text(row["last"] if row["score"] is None else row["score"]),
                 score_text(row["best"]),
                 str(row["epochs"]),
                 "" if row["parameters"] is None else f"{row['parameters']:,}",

@@ -113,7 +113,7 @@ def search(record: Record, answer: Facts, facts: Facts) -> Section | None:
     rows = facts["history"]
     if not rows:
         return None
-    counts = {status: 0 for status in ("finished", "failed", "stopped", "running", "waiting")}
+    counts = {status: 0 for status in ("finished", "pruned", "refused", "failed", "stopped")}
     for row in rows:
         counts[row["status"]] = counts.get(row["status"], 0) + 1
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)

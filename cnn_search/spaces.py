@@ -1,0 +1,115 @@
+"""Spaces: what may vary, narrowed by a definition; and whether values are a point of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import keras_tuner
+from keras_tuner.engine import hyperparameters as kinds
+
+from cnn_search.errors import DefinitionError
+
+
+def outside(space: Any, values: Mapping[str, Any]) -> list[str]:
+    """Return the names of those `values` that a space does not know, or does not allow."""
+    filled = space.copy()
+    filled.values = dict(values)
+    entries = {hp.name: hp for hp in space.space if filled.is_active(hp)}
+    return [n for n, v in values.items() if n not in entries or coerce(entries[n], v) is None]
+
+
+def coerce(hp: Any, value: Any) -> Any:
+    """Return `value` as a hyperparameter has it (0 as 0.0 among floats), or None if it cannot."""
+    if isinstance(hp, kinds.Float):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(value) if number and hp.min_value <= value <= hp.max_value else None
+    truth = isinstance(value, bool)
+    same = [v for v in hp.values if isinstance(v, bool) == truth and v == value]
+    return same[0] if same else None
+
+
+def allowed(hp: Any) -> str:
+    """Return in words what a hyperparameter can take."""
+    if isinstance(hp, kinds.Float):
+        return f"{hp.min_value} to {hp.max_value}"
+    return ", ".join(json.dumps(value) for value in hp.values)
+
+
+def narrow(space: Any, table: Mapping[str, Any], over: list[str] | None = None) -> Any:
+    """Return the space with some hyperparameters fixed to a value or narrowed to a list of values.
+
+    Args:
+        space: Declared `keras_tuner.HyperParameters`.
+        table: A value, or a list of values, by name.
+        over: If given, everything else is fixed at its default.
+
+    Raises:
+        DefinitionError: an unknown name, or a value that the space does not have; all at once.
+    """
+    names = [hp.name for hp in space.space]
+    problems = [
+        f"{where}: no such hyperparameter; the space has {', '.join(sorted(names))}."
+        for where, name in [
+            *((f"[space] {name}", name) for name in table),
+            *((f"[oracle] over: {name}", name) for name in over or []),
+        ]
+        if name not in names
+    ]
+    narrowed = keras_tuner.HyperParameters()
+    for hp in space.space:
+        fixed = [hp.default] if over is not None and hp.name not in over else None
+        values = table.get(hp.name, fixed)
+        if values is None:
+            narrowed.merge([hp])
+            continue
+        values = values if isinstance(values, list) else [values]
+        bad = [value for value in values if coerce(hp, value) is None]
+        if bad or not values:
+            problems.append(
+                f"[space] {hp.name}: expected {allowed(hp)}; received {json.dumps(bad)}."
+            )
+            continue
+        values = [coerce(hp, value) for value in values]
+        narrowed.merge([_choice(hp, values)])
+    if problems:
+        raise DefinitionError("\n".join(problems))
+    return narrowed
+
+
+def complete(space: Any, baseline: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a whole configuration: `values` on top of a baseline's, defaults for the rest.
+
+    Raises:
+        DefinitionError: a name or value that the space does not have.
+    """
+    entries = {hp.name: hp for hp in space.space}
+    known = {n: coerce(entries[n], v) for n, v in values.items() if n in entries}
+    filled = space.copy()
+    filled.values = {**baseline, **{n: v for n, v in known.items() if v is not None}}
+    for hp in space.space:  # parents come first; KerasTuner's own filling-in is random
+        if filled.is_active(hp):
+            filled.values.setdefault(hp.name, hp.default)
+    whole = {hp.name: filled.values[hp.name] for hp in space.space if filled.is_active(hp)}
+    for name, value in values.items():
+        if name not in entries:
+            expected = f"a hyperparameter of the space ({', '.join(entries)})"
+        elif known[name] is None:
+            expected = allowed(entries[name])
+        elif name not in whole:
+            expected = f"nothing: with the other values {name} has no effect"
+        else:
+            continue
+        raise DefinitionError(f"--try {name}={value}: expected {expected}. Correct it.")
+    return whole
+
+
+def _choice(hp: Any, values: list[Any]) -> Any:
+    """Return `hp` narrowed to `values`, which it has."""
+    if len(values) == 1:
+        return kinds.Fixed(hp.name, values[0], conditions=hp.conditions)
+    if isinstance(hp, kinds.Boolean):
+        return hp
+    default = hp.default if hp.default in values else values[0]
+    return kinds.Choice(hp.name, values, default=default, conditions=hp.conditions)

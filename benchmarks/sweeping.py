@@ -169,7 +169,7 @@ def story(mlruns: Path) -> dict[str, Any]:
         elif event["kind"] == "epoch":
             key = (*which, event["epoch"])
             assert curves.setdefault(key, event["metrics"]) == event["metrics"], key
-        elif event["kind"] in ("done", "test"):
+        elif event["kind"] in ("done", "pruned", "test"):
             key = (*which, event["kind"], event.get("weights"))
             assert key not in results, f"{key} twice"
             results[key] = kept

@@ -36,10 +36,15 @@ from cnn_search.training import Setup, Stop, Task
 DEFAULTS = {  # below "distributed"; the user's own dask configuration and DASK_... variables win
     "scheduler": {"allowed-failures": 0, "worker-ttl": "60s"},
     # it would spill, or pause a worker that trains
-    "worker": {"memory": {"target": False, "spill": False, "pause": False, "terminate": 1.0}},
+    "worker": {
+        "memory": {"target": False, "spill": False, "pause": False, "terminate": 1.0},
+        "profile": {"enabled": False},  # 100 times a second, beside a training
+    },
     # a worker that is slow to be restarted would lose its nanny for good
     "deploy": {"lost-worker-timeout": "1 day"},
-    "admin": {"low-level-log-length": 1000},
+    # set, to whatever, it has glibc give back at once what the next batch wants again
+    "nanny": {"pre-spawn-environ": {"MALLOC_TRIM_THRESHOLD_": None}},
+    "admin": {"low-level-log-length": 1000, "tick": {"interval": "500ms"}},
 }
 START_SECONDS = 60  # for the first worker
 PATIENCE_SECONDS = 300  # without any worker, before the sweep ends

@@ -24,6 +24,7 @@ from cnn_search.spaces import outside
 from cnn_search.training import OBJECTIVES
 
 RESERVED = "tuner/"
+COLLISIONS = 1000  # points drawn that were tried before, until a space is exhausted
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,8 @@ class Oracle:
             options["num_initial_points"] = max(5, trials // 4)
         self.keras_tuner = ORACLES[table.kind](**options)
         self.keras_tuner.verbose = 0
+        # its 20 leave one of eight points out every twelfth time
+        self.keras_tuner._max_collisions = COLLISIONS
         if isinstance(self.keras_tuner, samplers.OptunaOracle):
             self.keras_tuner.constrained = constrained
         self._ids: dict[int, str] = {}

@@ -8,6 +8,7 @@ are active are suggested; choices that have an order go in as their place in it.
 from __future__ import annotations
 
 import abc
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ class OptunaOracle(keras_tuner.Oracle, abc.ABC):
         study = self._catch_up()
         for _ in range(DRAFTS):
             self._seed_state += 1
-            study.sampler = self.make_sampler(self._seed_state)
+            study.sampler = self._sampler(self._seed_state)
             # tried out in a trial that counts as failed, which samplers pass over
             draft = study.ask()
             values = self._values(draft)
@@ -62,6 +63,19 @@ class OptunaOracle(keras_tuner.Oracle, abc.ABC):
         # the sampler comes back to what it knows: any other point, if there is one
         found = self._random_values()
         return {"status": "STOPPED" if found is None else "RUNNING", "values": found}
+
+    def score_trial(self, trial: Any) -> None:
+        several = getattr(self.objective, "objectives", None)
+        if several is None or trial.metrics.exists(self.objective.name):
+            super().score_trial(trial)
+            return
+        found = {one.name: trial.metrics.get_best_value(one.name) for one in several}
+        trial.score, trial.best_step = self.objective.get_value(found), 0
+
+    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        with warnings.catch_warnings():  # of options that are new: the versions are pinned
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return self.make_sampler(seed)
 
     def _values(self, trial: optuna.Trial) -> dict[str, Any]:
         hps = keras_tuner.HyperParameters()
@@ -82,7 +96,7 @@ class OptunaOracle(keras_tuner.Oracle, abc.ABC):
         for trial_id in self.start_order:
             if trial_id not in self._open and trial_id not in self._told:
                 self._begin(trial_id)
-        self._study.sampler = self.make_sampler(0)  # it writes down what was violated
+        self._study.sampler = self._sampler(0)  # it writes down what was violated
         for trial_id in self.end_order:
             if trial_id not in self._told:
                 self._end(trial_id, [objective.name for objective in several])

@@ -15,9 +15,12 @@ from cnn_search.definition import (
     EngineTable,
     FinalTable,
     OracleTable,
+    PrunerTable,
+    StopTable,
     TrainingTable,
     differences,
     digest,
+    from_record,
     purpose,
     read,
     shipped,
@@ -56,10 +59,10 @@ seed: expected greater than or equal to 1; received 0
 [training] epochs: expected a valid integer.*; received 2.5
 [training] monitor: expected 'val_loss' or 'val_accuracy'; received "loss"
 [training] epoch: no such key; did you mean epochs?
-[oracle] kind: expected 'random', 'grid', 'bayesian' or 'hyperband'; received "bayes"
+[oracle] kind: expected 'random', 'grid', 'bayesian', 'hyperband', 'tpe' or 'gp'; received "bayes"
 trails: no such key; did you mean trials?
 [final] seeds: expected greater than or equal to 2; received 1
-tuner: no such key; did you mean name, data, .*, final, space?
+tuner: no such key; did you mean pruner?
 """
 
 
@@ -342,6 +345,14 @@ OTHERS: dict[str, Any] = {  # of every field another value than digits.toml's
     "engine.max_attempts": 5,
     "engine.max_minutes": 7.0,
     "engine.max_megabytes": 3000,
+    "pruner.kind": "asha",
+    "pruner.first_epoch": 2,
+    "pruner.factor": 2,
+    "pruner.percentile": 50.0,
+    "pruner.startup_trials": 9,
+    "stop.patience": 20,
+    "costs": ["flops"],
+    "constraints": {"parameters": "<= 500_000"},
     "final.top": 2,
     "final.seeds": 9,
     "final.baselines": ["all"],
@@ -359,7 +370,8 @@ def with_other(key: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_the_list_of_fields_is_complete() -> None:
     tables: dict[str, type[BaseModel]] = {"training": TrainingTable, "oracle": OracleTable}
-    tables |= {"engine": EngineTable, "final": FinalTable}
+    tables |= {"engine": EngineTable, "final": FinalTable, "stop": StopTable}
+    tables |= {"pruner": PrunerTable}
     fields = {name for name in Definition.model_fields if name not in tables}
     fields |= {f"{name}.{key}" for name, table in tables.items() for key in table.model_fields}
     assert set(OTHERS) == fields
@@ -370,7 +382,7 @@ def test_the_digest_ignores_how_long_a_sweep_runs_and_where_its_data_lies_alone(
     old, new = with_other(key)
     assert old != new
     ignored = {"trials", "minutes", "epochs_total", "disk_megabytes", "data", "data_dir"}
-    ignored |= {"keep_models", "engine", "final"}
+    ignored |= {"keep_models", "engine", "final", "stop"}
     assert (digest(old) == digest(new)) is (key.split(".")[0] in ignored)
     assert ignored == NOT_IN_DIGEST
 
@@ -379,7 +391,7 @@ def test_the_digest_ignores_how_long_a_sweep_runs_and_where_its_data_lies_alone(
 def test_differences_name_what_changed(key: str) -> None:
     old, new = with_other(key)
     (line,) = differences(old, new)
-    assert line.startswith(f"{key}.kernel: null -> 3" if key == "space" else f"{key}: ")
+    assert line.startswith((f"{key}: ", f"{key}."))
     assert differences(old, old) == []
 
 
@@ -415,3 +427,36 @@ def test_a_shipped_sweep_says_its_purpose_in_its_first_line(name: str) -> None:
     assert first.startswith("# ")
     assert purpose(shipped()[name]) == first[2:]
     assert 20 < len(first) <= 120
+
+
+# Pruners, costs and constraints
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"oracle.kind": "hyperband", "pruner.kind": "asha"},
+            "expected none with the oracle hyperband",
+        ),
+        ({"costs": ["flops"]}, "expected with the oracles tpe and gp only"),
+        ({"oracle.kind": "tpe", "costs": ["seconds"]}, "'parameters', 'flops' or 'megabytes'"),
+        ({"constraints": {"parameter": "<= 3"}}, "'parameters', 'flops' or 'megabytes'"),
+        ({"constraints": {"flops": "< 3"}}, "'<= NUMBER' or '>= NUMBER'"),
+        ({"constraints": {"flops": "<= many"}}, "received '<= many'"),
+        ({"constraints": {"flops": "<= -1"}}, "the number above 0"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_a_line(
+    changes: dict[str, Any], message: str
+) -> None:
+    [line] = problems("digits", changes)
+    assert message in line
+    assert line.endswith("Correct it.")
+
+
+def test_the_definition_of_an_older_ledger_gets_the_defaults_of_what_is_new() -> None:
+    old = read("digits").as_json()
+    for name in ("pruner", "stop", "costs", "constraints"):
+        del old[name]
+    assert from_record(old) == read("digits")

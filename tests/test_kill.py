@@ -27,6 +27,7 @@ EACH = {
     "grid": "trials = 6\n",
     "bayesian": "trials = 8\n",  # the sixth ask is the first of its model
     "hyperband": "",
+    "tpe": "trials = 9\n",
     "final": "trials = 2\n",
     "workers": "trials = 6\n",
 }
@@ -35,6 +36,7 @@ ORACLE = {
     "grid": 'kind = "grid"\nover = ["filters_1", "dense_units"]',
     "bayesian": 'kind = "bayesian"',
     "hyperband": 'kind = "hyperband"',
+    "tpe": 'kind = "tpe"\n[pruner]\nkind = "asha"\nfirst_epoch = 1',
     "final": 'kind = "random"',
     "workers": 'kind = "random"',
 }
@@ -171,6 +173,10 @@ def check_mlflow(folder: Path) -> None:
     assert set(named) == set(trials)
     for name, run in named.items():
         trial = trials[name]
+        if trial.status == "pruned":
+            assert run.info.status == "KILLED"
+            assert run.data.tags["pruned_after"] == str(max(trial.curve))
+            continue
         assert run.info.status == "FINISHED"
         assert run.data.metrics["best_val_accuracy"] == pytest.approx(trial.result["score"])
     marks = [

@@ -127,7 +127,7 @@ def test_pruned_trials_are_taken_in_and_a_replay_of_them_goes_on_alike(kind):
         """Every second trial is pruned after two epochs."""
         if number % 2:
             curve = {1: score(ask) / 2, 2: score(ask)}
-            oracle.tell(number, ask.values, None, curve)
+            oracle.tell(number, ask.values, None, curve=curve)
         else:
             oracle.tell(number, ask.values, score(ask))
 

@@ -34,7 +34,7 @@ def build(hp: Any) -> Any:
     model.compile(
         {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}[optimiser](rate),
         "sparse_categorical_crossentropy",
-        ["accuracy"],
+        metrics=["accuracy"],
     )
     return model
 

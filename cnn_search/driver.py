@@ -62,7 +62,8 @@ class Driver(abc.ABC):
         job: "search" or "final": what a session of it is for.
         which: The field that holds a trial's number in its events.
         running: What the engine has, by number.
-        ending: Why no further trial begins; empty while more may.
+        ending: Why no trial begins or goes on; empty while one may.
+        no_more: Why no new trial begins; one that is cut short still goes on.
     """
 
     job: Literal["search", "final"]
@@ -82,7 +83,7 @@ class Driver(abc.ABC):
         self.ledger = Ledger(folder / "ledger.jsonl")
         self.record = self.ledger.record
         self.running: dict[int, Trial] = {}
-        self.ending = ""
+        self.ending = self.no_more = ""
         self._deadlines: dict[int, float] = {}  # of running trials, by number
         self._killed_at: dict[int, float] = {}  # when those that are late are killed
 
@@ -104,7 +105,7 @@ class Driver(abc.ABC):
 
     @abc.abstractmethod
     def next(self) -> Trial | None:
-        """Return the next trial to run, or None if there is none now; `ending` says why."""
+        """Return the next trial to run; None if there is none now, or `no_more` says why not."""
 
     def prunes(self, trial: Trial, event: Event) -> bool:
         """Return whether a trial is to end with this epoch, as others are better."""
@@ -166,6 +167,7 @@ class Driver(abc.ABC):
                     self.running[trial.number] = trial
                     engine.submit(self._task(trial))
             if not self.running and (self.ending or engine.slots()):
+                self.ending = self.ending or self.no_more
                 return
             try:
                 kind, fields = engine.events.get(timeout=TICK_SECONDS)
@@ -298,7 +300,7 @@ class Driver(abc.ABC):
             cut_short = trial.status in ("waiting", "stopped")
             if cut_short and trial.number not in self.running and self.wants(trial):
                 return trial
-        return self.next()
+        return None if self.no_more else self.next()
 
     def _recorded(self, trial: Trial) -> int:
         """Return the last epoch on record; a promoted trial begins where its parent ended."""

@@ -103,8 +103,7 @@ class Retrainer(Driver):
                     epochs=self.definition.training.epochs,
                 )
                 return self.trials[number]
-        if not self.running:
-            self.ending = "finished"
+        self.no_more = "finished"
         return None
 
     def over(self) -> str:

@@ -204,21 +204,21 @@ class _Search(Driver):
         trials = self.record.trials
         ended = [trial.status for trial in trials.values() if trial.status != "waiting"]
         if len(ended) >= GIVE_UP_AFTER and set(ended) == {"failed"}:
-            self.ending = "failed"
+            self.no_more = "failed"
             return None
         number = len(trials)
         if self.tries and number >= 1:
             return self._ask(number, "try", Ask(self.tries.pop(0)))
         taken = sum(trial.status != "refused" for trial in trials.values())
         if self.definition.oracle.kind != "hyperband" and taken >= self.definition.trials:
-            self.ending = "finished"
+            self.no_more = "finished"
             return None
         if self._is_flat():
-            self.ending = "flat"
+            self.no_more = "flat"
             return None
         if set(ended[-MOST_REFUSED:]) == {"refused"} and len(ended) >= MOST_REFUSED:
             self.say(f"the last {MOST_REFUSED} configurations break [constraints]: too tight?")
-            self.ending = "exhausted"
+            self.no_more = "exhausted"
             return None
         if self.baselines and not self.oracle.starts_with(self.baselines[0][1]):
             name, values = self.baselines.pop(0)
@@ -228,7 +228,7 @@ class _Search(Driver):
         ask = self.oracle.ask(number)
         if ask is None:
             if not self.oracle.idle:
-                self.ending = "finished" if self.oracle.kind == "hyperband" else "exhausted"
+                self.no_more = "finished" if self.oracle.kind == "hyperband" else "exhausted"
             return None
         # grid asks for the baseline itself, as its defaults
         name = self.baselines.pop(0)[0] if self.baselines else ""

@@ -7,6 +7,7 @@ import time
 import unittest.mock
 
 import pytest
+from driver import NoTraining
 
 from cnn_search import datasets, definition, search
 from cnn_search.errors import DefinitionError, LedgerError
@@ -156,6 +157,26 @@ def test_grid_asks_for_the_baseline_itself(tmp_path, digits):
         ("oracle", "vgg_bn"),
         ("oracle", ""),
     ]
+
+
+class LosesTheLast(NoTraining):
+    """Two slots; the worker of trial 0 is lost when nothing new is left to ask."""
+
+    def submit(self, task):
+        if (task.trial, task.attempt) == (0, 1):
+            attempt = {"trial": 0, "attempt": 1}
+            self.events.put(("start", {**attempt, "backend": "none", "threads": 1}))
+            return
+        super().submit(task)
+        if task.trial == 1:
+            self.events.put(("died", {"trial": 0, "attempt": 1, "reason": "lost", "message": ""}))
+
+
+def test_a_trial_that_is_lost_after_the_last_ask_is_tried_again(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: LosesTheLast(2))
+    record = run(tmp_path, digits, {"trials": 2}).record
+    assert [trial.status for trial in record.trials.values()] == ["finished"] * 2
+    assert (record.trials[0].attempt, record.end) == (2, "finished")
 
 
 PRUNED = {

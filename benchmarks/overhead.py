@@ -24,7 +24,6 @@ from typing import Any
 
 import psutil
 
-from cnn_search import backend
 from cnn_search.ledger import read_events
 
 SIZES = {"short": (8, 5), "minute": (3, 150), "fifty": (50, 1)}  # trials, epochs
@@ -120,8 +119,6 @@ class Training:
     """Builds and fits the book's model for digits, as a script of one's own would."""
 
     def __init__(self, epochs: int) -> None:
-        backend.prepare(0)
-        backend.load()
         from cnn_search import datasets
         from cnn_search.training import Protocol
         from search_spaces.digits import Space

@@ -300,7 +300,8 @@ class DaskEngine(Engine):
             if problem:
                 self._say(f"warning: worker {address} is left out: {problem}")
                 continue
-            threads = max(1, told[address]["cores"] // hosts[here[address]["host"]])
+            share = max(1, told[address]["cores"] // hosts[here[address]["host"]])
+            threads = self._table.threads or share
             if self._cluster is not None:  # ours: as many as `backend.prepare` was told
                 threads = backend.describe()["threads"]
             self._members[address] = _Member(told[address]["pid"], threads)

@@ -60,6 +60,11 @@ def engine_options() -> Callable[[Any], Any]:
         click.option("--scheduler", metavar="ADDRESS", help="tls://HOST:PORT of a dask scheduler."),
         click.option("--insecure", is_flag=True, default=None, help="Allow tcp:// to another one."),
         click.option("--gpus", type=click.FloatRange(min=0), help="GPUs of a trial, or a share."),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            help="Threads of a trial [its share of the cores; as before in a final scoring].",
+        ),
     ]
 
     def add(command: Any) -> Any:

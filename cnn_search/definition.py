@@ -173,6 +173,8 @@ class EngineTable(_Table):
         scheduler: The address of a running dask scheduler, whose workers train instead.
         insecure: Allow a scheduler on another machine without TLS.
         gpus: Of a trial: 1, or a share of one.
+        threads: Of a trial. None: its share of its machine's cores; a final scoring keeps those of
+            the search.
         renew_after: Trials after which a worker process is replaced by a fresh one, as TensorFlow
             keeps about 6 MB of each.
         max_attempts: How often a trial is begun whose worker died or was lost.
@@ -184,6 +186,7 @@ class EngineTable(_Table):
     scheduler: str = ""
     insecure: bool = False
     gpus: Annotated[float, Field(ge=0)] = 0.0
+    threads: Annotated[int, Field(ge=1)] | None = None
     renew_after: Annotated[int, Field(ge=1)] = 10
     max_attempts: Annotated[int, Field(ge=1)] = 3
     max_minutes: Annotated[float, Field(gt=0)] | None = None

@@ -131,7 +131,6 @@ class Oracle:
         space: Declared `keras_tuner.HyperParameters`: what may vary (see `narrow`).
         objective: A key of `training.OBJECTIVES`.
         costs: Objectives beside it, minimised: for Optuna's samplers only.
-        constrained: Whether trials can be refused.
         epochs: The sweep's full epochs.
         trials: How many trials the sweep has, if it is known.
         seed: Of the sweep, at least 1 (KerasTuner takes 0 as "any").
@@ -147,7 +146,6 @@ class Oracle:
         trials: int,
         seed: int,
         costs: Sequence[Cost] = (),
-        constrained: bool = False,
     ) -> None:
         self.kind, self.seed, self.objective = table.kind, seed, objective
         self.costs = tuple(costs)
@@ -175,8 +173,6 @@ class Oracle:
         self.keras_tuner.verbose = 0
         # its 20 leave one of eight points out every twelfth time
         self.keras_tuner._max_collisions = COLLISIONS
-        if isinstance(self.keras_tuner, samplers.OptunaOracle):
-            self.keras_tuner.constrained = constrained
         self._ids: dict[int, str] = {}
 
     def ask(self, number: int) -> Ask | None:

@@ -29,11 +29,8 @@ class OptunaOracle(keras_tuner.Oracle, abc.ABC):
 
     Attributes:
         pruned: Ids of trials that were ended early: their metrics are of the epochs they had.
-        constrained: Whether trials can break constraints: to be set before the first ask.
         violations: By id, how far a trial is from being allowed; of those that are not.
     """
-
-    constrained = False
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -96,7 +93,6 @@ class OptunaOracle(keras_tuner.Oracle, abc.ABC):
         for trial_id in self.start_order:
             if trial_id not in self._open and trial_id not in self._told:
                 self._begin(trial_id)
-        self._study.sampler = self._sampler(0)  # it writes down what was violated
         for trial_id in self.end_order:
             if trial_id not in self._told:
                 self._end(trial_id, [objective.name for objective in several])
@@ -117,11 +113,13 @@ class OptunaOracle(keras_tuner.Oracle, abc.ABC):
         assert self._study is not None
         ended, trial = self.trials[trial_id], self._open.pop(trial_id)
         self._told.add(trial_id)
-        trial.set_user_attr("violation", self.violations.get(trial_id, 0.0))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            trial.set_constraint("limits", self.violations.get(trial_id, 0.0))
         if trial_id in self.pruned:
-            history = ended.metrics.get_history(names[0]) if len(names) == 1 else []
-            for observation in history:
-                trial.report(observation.mean(), observation.step)
+            if len(names) == 1 and ended.metrics.exists(names[0]):  # a refused one had no epoch
+                for observation in ended.metrics.get_history(names[0]):
+                    trial.report(observation.mean(), observation.step)
             self._study.tell(trial, state=TrialState.PRUNED)
         elif ended.status != "COMPLETED":
             self._study.tell(trial, state=TrialState.FAIL)
@@ -140,7 +138,6 @@ class TPEOracle(OptunaOracle):
             multivariate=True,
             group=True,
             constant_liar=True,
-            constraints_func=_violation if self.constrained else None,
         )
 
 
@@ -148,13 +145,7 @@ class GPOracle(OptunaOracle):
     """Gaussian process; needs torch. What is not in every trial is drawn at random."""
 
     def make_sampler(self, seed: int) -> optuna.samplers.BaseSampler:
-        return optuna.samplers.GPSampler(
-            seed=seed, constraints_func=_violation if self.constrained else None
-        )
-
-
-def _violation(trial: optuna.trial.FrozenTrial) -> tuple[float]:
-    return (trial.user_attrs["violation"],)
+        return optuna.samplers.GPSampler(seed=seed)
 
 
 def suggest(trial: optuna.Trial, hp: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cnn_search import commands
-from cnn_search.definition import Definition, FinalTable, with_engine
+from cnn_search.definition import FinalTable, from_record, with_engine
 from cnn_search.errors import LedgerError
 from cnn_search.surroundings import usable_cores
 
@@ -33,7 +33,6 @@ from cnn_search.surroundings import usable_cores
 )
 @click.option("--data-dir", help="Folder with the data set's archives, if it is another one now.")
 @commands.engine_options()
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of one training [as before].")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 @commands.mlruns_option()
 def main(
@@ -44,7 +43,6 @@ def main(
     minutes: float | None,
     ablate: bool,
     data_dir: str | None,
-    threads: int | None,
     as_json: bool,
     mlruns: Path,
     **engine: Any,
@@ -64,7 +62,7 @@ def main(
             f"`python -m cnn_search.sweep {name}` first, or pass --mlruns."
         )
     record = ledger.read_record(folder / "ledger.jsonl")
-    definition = Definition.model_validate_json(json.dumps(record.definition))
+    definition = from_record(record.definition)
     given: dict[str, Any] = {"top": top, "seeds": seeds}
     if baselines is not None:
         given["baselines"] = [part.strip() for part in baselines.split(",")]
@@ -74,7 +72,7 @@ def main(
     table = table.model_copy(update={k: v for k, v in given.items() if v is not None})
     chosen = {key: value for key, value in engine.items() if value is not None}
     where = with_engine(definition, chosen)
-    backend.prepare(threads or record.threads or usable_cores())
+    backend.prepare(where.threads or record.threads or usable_cores())
     from rich.console import Console
 
     from cnn_search import datasets, progress

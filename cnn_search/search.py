@@ -131,7 +131,6 @@ class _Search(Driver):
             trials=definition.trials,
             seed=definition.seed,
             costs=definition.costs,
-            constrained=bool(definition.constraints),
         )
         direction = OBJECTIVES[definition.objective]
         self.pruner = Pruner(definition.pruner, direction, definition.training.epochs)

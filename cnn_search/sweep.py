@@ -14,6 +14,7 @@ import click
 from cnn_search import commands, definition
 from cnn_search.surroundings import usable_cores
 
+ENGINE = ("workers", "scheduler", "insecure", "gpus", "threads")
 SEARCHED = (
     "finished",
     "exhausted",
@@ -63,7 +64,6 @@ SEARCHED = (
 )
 @click.option("--set", "changes", multiple=True, metavar="TABLE.KEY=VALUE", help="Change the TOML.")
 @commands.engine_options()
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of a trial [cores / workers].")
 @click.option("--no-final", is_flag=True, help="End with the search; `score NAME` does the rest.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--new", is_flag=True, help="Start a new sweep, whatever there is.")
@@ -75,7 +75,6 @@ def main(
     tries: tuple[str, ...],
     changes: tuple[str, ...],
     warm_start: str,
-    threads: int | None,
     no_final: bool,
     dry_run: bool,
     new: bool,
@@ -118,7 +117,8 @@ def main(
 
     from cnn_search import backend, datasets, progress
 
-    backend.prepare(threads or max(1, usable_cores() // (sweep.engine.workers or 1)))
+    share = max(1, usable_cores() // (sweep.engine.workers or 1))
+    backend.prepare(sweep.engine.threads or share)
     reporter = progress.Reporter(Console(stderr=True), *_budget(sweep), sweep.minutes)
     dataset = datasets.load(
         sweep.data,
@@ -179,7 +179,7 @@ def _changes(options: dict[str, Any], changes: tuple[str, ...]) -> dict[str, Any
     """Return the options of the command line as changes of the definition."""
     keys = {"epochs": "training.epochs", "oracle": "oracle.kind", "disk_quota": "disk_megabytes"}
     keys["pruner"] = "pruner.kind"
-    keys |= {key: f"engine.{key}" for key in ("workers", "scheduler", "insecure", "gpus")}
+    keys |= {key: f"engine.{key}" for key in ENGINE}
     given = {keys.get(k, k): v for k, v in options.items() if v is not None}
     return given | dict(commands.parse_pair(text, "--set") for text in changes)
 

@@ -341,6 +341,7 @@ OTHERS: dict[str, Any] = {  # of every field another value than digits.toml's
     "engine.scheduler": "tls://10.0.0.1:8786",
     "engine.insecure": True,
     "engine.gpus": 1.0,
+    "engine.threads": 1,
     "engine.renew_after": 3,
     "engine.max_attempts": 5,
     "engine.max_minutes": 7.0,

@@ -146,6 +146,25 @@ def test_pruned_trials_are_taken_in_and_a_replay_of_them_goes_on_alike(kind):
     assert list(go_on(oracle, [11])) == undisturbed[11:]
 
 
+@pytest.mark.parametrize("kind", ["random", "grid", "bayesian", "hyperband", "tpe", GP])
+def test_refused_trials_are_taken_in_and_tpe_learns_what_is_allowed(kind):
+    oracle = make(kind)
+    refused = []
+    for number in range(16 if kind == "grid" else 30):
+        ask = oracle.ask(number)
+        if ask is None:
+            break
+        beyond = ask.values["filters_1"] / 16 - 1
+        refused.append(beyond > 0)
+        if beyond > 0:
+            oracle.tell(number, ask.values, None, violation=beyond)
+        else:
+            oracle.tell(number, ask.values, score(ask))
+    assert len(refused) >= 8
+    if kind == "tpe":
+        assert sum(refused[20:]) < sum(refused[:10])
+
+
 @pytest.mark.parametrize("kind", ["random", "grid", "tpe", GP])
 def test_a_small_space_is_exhausted_without_asking_twice(kind):
     space = narrow(small_space(), {"dense_units": [0, 64], "optimiser": "adam"})

@@ -236,12 +236,11 @@ class _Search(Driver):
     def _is_flat(self) -> bool:
         """Return whether as many trials as [stop] says ended without a better one."""
         patience = self.definition.stop.patience
-        ended = [t.number for t in self.record.trials.values() if t.status in ENDED]
         ranking = self.record.ranking()
-        if not (patience and ranking and ended):
+        if not (patience and ranking):
             return False
-        since = [number for number in ended if number > ranking[0].number]
-        return len(since) >= patience
+        later = [t for t in self.record.trials.values() if t.number > ranking[0].number]
+        return sum(t.status in ("finished", "pruned", "failed") for t in later) >= patience
 
     def prunes(self, trial: Trial, event: Event) -> bool:
         value = event["metrics"][self.definition.objective]

@@ -283,7 +283,7 @@ def _train(
         raise Unbuildable(f"{type(error).__name__}: {error}") from error
     costs = costs_of(model.count_params(), count_flops(model))
     if task.limited and (broken := violations(costs, setup.limits)):
-        said = [f"{name} is {costs[name]:,.6g}, not {setup.limits[name]}" for name in broken]
+        said = [f"{costs[name]:,.6g} {name}, allowed: {setup.limits[name]}" for name in broken]
         emit("refused", costs=costs, message=", ".join(said))
         return
     folder = setup.trial_folder(task.trial)

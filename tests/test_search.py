@@ -363,3 +363,81 @@ def test_the_same_command_does_not_try_ones_own_configuration_twice(tmp_path, di
     again = run(tmp_path, digits, changes, tries=[mine])
     assert again.already
     assert len(again.record.trials) == 2
+
+
+def test_networks_that_break_the_constraints_are_refused_and_do_not_count(tmp_path, digits):
+    changes = {"constraints": {"parameters": "<= 2_000"}, "oracle.kind": "tpe", "trials": 4}
+    outcome = run(tmp_path, digits, changes)
+    trials = outcome.record.trials.values()
+    refused = [trial for trial in trials if trial.status == "refused"]
+    assert refused
+    assert all(not trial.curve for trial in refused)
+    assert all("parameters, allowed: <= 2_000" in t.failure["message"] for t in refused)
+    assert sum(trial.status == "finished" for trial in trials) == 4
+    ranked = outcome.record.ranking()
+    assert all(trial.result["parameters"] <= 2000 for trial in ranked)
+    assert 0 not in [
+        trial.number for trial in ranked
+    ]  # the book's model is too large, and no winner
+    assert run(tmp_path, digits, changes).already
+
+
+def test_constraints_that_nothing_meets_end_the_search(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr("cnn_search.search.MOST_REFUSED", 4)
+    said = []
+    changes = {"constraints": {"flops": "<= 1"}, "oracle.kind": "random"}
+    outcome = run(tmp_path, digits, changes, say=said.append)
+    assert outcome.record.end == "exhausted"
+    assert [t.status for t in outcome.record.trials.values()] == ["finished"] + ["refused"] * 4
+    assert any("too tight?" in line for line in said)
+
+
+def test_a_flat_search_ends_and_a_larger_patience_goes_on(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: NoTraining(1))
+    changes = {"stop": {"patience": 3}, "trials": 20}  # every score is the same
+    outcome = run(tmp_path, digits, changes)
+    assert (outcome.record.end, len(outcome.record.trials)) == ("flat", 4)
+    assert run(tmp_path, digits, changes).already
+    more = run(tmp_path, digits, {**changes, "stop": {"patience": 6}})
+    assert (more.record.end, len(more.record.trials)) == ("flat", 7)
+
+
+def test_accuracy_and_a_cost_are_searched_for_together(tmp_path, digits):
+    changes = {"costs": ["parameters"], "oracle.kind": "tpe", "trials": 4, "training.epochs": 1}
+    outcome = run(tmp_path, digits, changes)
+    assert [t.status for t in outcome.record.trials.values()] == ["finished"] * 4
+    again = run(tmp_path, digits, {**changes, "trials": 5})
+    assert len(again.record.trials) == 5
+
+
+def test_a_warm_start_trains_the_best_first_and_knows_the_rest(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: NoTraining(1))
+    first = run(tmp_path, digits, {"trials": 8, "oracle.kind": "tpe"}).record
+    best = [trial.values for trial in first.ranking() if trial.number][:3]
+    changes = {"trials": 6, "oracle.kind": "tpe", "seed": 2}
+    outcome = run(tmp_path, digits, changes, new=True, warm_start="digits")
+    trials = outcome.record.trials
+    assert [trials[n].source for n in range(6)] == ["baseline", *["earlier"] * 3, *["oracle"] * 2]
+    assert [trials[n].values for n in (1, 2, 3)] == best
+    assert len(outcome.record.earlier["seen"]) == 4
+    more = run(tmp_path, digits, {**changes, "trials": 8}, warm_start="digits")
+    assert len(more.record.trials) == 8
+
+
+def test_a_warm_start_from_other_epochs_takes_configurations_and_no_scores(
+    tmp_path, digits, monkeypatch
+):
+    monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: NoTraining(1))
+    run(tmp_path, digits, {"trials": 8})
+    said = []
+    changes = {"training.epochs": 3, "trials": 5}
+    outcome = run(tmp_path, digits, changes, new=True, warm_start="digits", say=said.append)
+    assert outcome.record.earlier["seen"] == []
+    assert outcome.record.trials[1].source == "earlier"
+    assert any("other [training]: its scores do not count here" in line for line in said)
+    for name in ("nothing", "best"):
+        with pytest.raises(DefinitionError, match=f"--warm-start {name}: expected a sweep in"):
+            run(tmp_path, digits, {"training.epochs": 4}, new=True, warm_start=name)
+    with pytest.raises(DefinitionError, match="has begun without"):
+        run(tmp_path / "without", digits, {"trials": 2})
+        run(tmp_path / "without", digits, {"trials": 3}, warm_start="digits")

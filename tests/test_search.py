@@ -438,6 +438,6 @@ def test_a_warm_start_from_other_epochs_takes_configurations_and_no_scores(
     for name in ("nothing", "best"):
         with pytest.raises(DefinitionError, match=f"--warm-start {name}: expected a sweep in"):
             run(tmp_path, digits, {"training.epochs": 4}, new=True, warm_start=name)
+    run(tmp_path / "without", digits, {"trials": 2})
     with pytest.raises(DefinitionError, match="has begun without"):
-        run(tmp_path / "without", digits, {"trials": 2})
         run(tmp_path / "without", digits, {"trials": 3}, warm_start="digits")

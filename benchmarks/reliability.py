@@ -161,6 +161,28 @@ def end_all(processes: list[subprocess.Popen[bytes]]) -> None:
         process.kill()
 
 
+def lose_scheduler(folder: Path, rng: random.Random, quick: bool) -> Tried:
+    """SIGKILL of a cluster's scheduler, which stays away; the sweep is taken up without it."""
+    folder.mkdir(parents=True)
+    port, log, cluster = free_port(), folder / "cluster.txt", []
+    address = f"tcp://127.0.0.1:{port}"
+    sweep = Sweep(folder, "--scheduler", address)
+    try:
+        cluster.append(dask_command("scheduler", log, "--host", "127.0.0.1", "--port", str(port)))
+        cluster.append(dask_command("worker", log, address, "--nthreads", "1", "--nworkers", "2"))
+        process = sweep.start()
+        assert sweep.wait_for(process, "epoch", rng.randint(1, 3))
+        end_all(cluster)
+        code = process.wait(SECONDS_TO_END)
+        assert code == 2, f"exit code {code}\n{sweep.said()[-3000:]}"
+        note = f"{last_error(sweep)[:60]}...; the same with --workers 2 went on"
+    finally:
+        end_all(cluster)
+    sweep.options = WORKERS
+    sweep.finish()
+    return Tried(1, *judge(sweep), note)
+
+
 def kill_scheduler(folder: Path, rng: random.Random, quick: bool) -> Tried:
     """SIGKILL of a cluster's scheduler, which is started anew with its workers."""
     folder.mkdir(parents=True)
@@ -611,6 +633,7 @@ FAULTS: dict[str, Callable[[Path, random.Random, bool], Tried]] = {
     "MLflow server silent": lose_server(silent, back=True),
     "database locked": lock_database,
     "scheduler killed": kill_scheduler,
+    "scheduler gone": lose_scheduler,
     "network cut": cut_network,
     "all workers killed": kill_all_workers,
     "worker suspended": stop_worker,

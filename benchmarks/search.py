@@ -1,8 +1,9 @@
 """How many epochs a search needs: oracles and pruners on recorded curves, ours and the peers'.
 
-python benchmarks/search.py CURVES.toml [--quick] [--only NAME ...] [--seeds N] [--budget E] [--json FILE]
+python benchmarks/search.py CURVES.toml [--quick] [--only NAME ...] [--seeds N] [--budget EPOCHS]
+    [--json FILE]
 
-CURVES.toml defines the finite space, and the .parquet beside it has its curves (benchmarks/curves.py).
+CURVES.toml defines the finite space; the .parquet beside it has its curves (benchmarks/curves.py).
 Ours runs in the real loop, with an engine that reads curves instead of training. A peer runs as it
 is, on the same table. What counts is the best validation accuracy of a trial that went to its end,
 over the epochs spent; the tutorial's model, which ours trains first, is left out on both sides.
@@ -151,8 +152,8 @@ def ours(**changes: Any) -> Callable[[Path, Curves, int, Spent], None]:
         nobody.close.return_value = nobody.deliver.return_value = ""
         with (
             tempfile.TemporaryDirectory(dir="/dev/shm") as folder,
-            mock.patch("cnn_search.driver.make_engine", lambda *arguments: Reading(curves)),
-            mock.patch.object(tracking, "Follower", lambda *arguments: nobody),
+            mock.patch("cnn_search.driver.make_engine", return_value=Reading(curves)),
+            mock.patch.object(tracking, "Follower", return_value=nobody),
         ):
             dataset = datasets.load("digits", train_limit=200)
             search.run(sweep, dataset, Path(folder), on_event=watch)
@@ -189,9 +190,7 @@ def kerastuner(oracle: Any, **options: Any) -> Callable[[Path, Curves, int, Spen
 
     def run(file: Path, curves: Curves, seed: int, spent: Spent) -> None:
         space = space_of(file)
-        made = {
-            name: value(curves) if callable(value) else value for name, value in options.items()
-        }
+        made = {n: value(curves) if callable(value) else value for n, value in options.items()}
         chosen = oracle(
             objective=keras_tuner.Objective("val_accuracy", "max"),
             hyperparameters=space,

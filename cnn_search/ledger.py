@@ -273,7 +273,7 @@ class Record:
             trial
             for trial in self.trials.values()
             if trial.status == "finished" and trial.epochs == full
-            if not violations(trial.costs, limits)
+            if not (limits and violations(trial.costs, limits))
         ]
 
         def rank(trial: Trial) -> tuple[float, float, int, int]:

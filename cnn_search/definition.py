@@ -286,6 +286,11 @@ class Definition(_Table):
                 "costs: expected with the oracles tpe and gp only, as the others know one "
                 f"objective; received oracle {self.oracle.kind!r}"
             )
+        if self.costs and self.pruner.kind != "none":
+            raise ValueError(
+                "costs: expected without a pruner, which compares by one objective; received "
+                f"pruner {self.pruner.kind!r}"
+            )
         return self
 
     def as_json(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ otherwise was found by running it; a comment says so where it matters.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from keras_tuner import oracles as kt
 
 from cnn_search import samplers
 from cnn_search.definition import OracleTable
-from cnn_search.errors import LedgerError
+from cnn_search.errors import DefinitionError, LedgerError
 from cnn_search.limits import Cost
 from cnn_search.spaces import outside
 from cnn_search.training import OBJECTIVES
@@ -134,6 +135,9 @@ class Oracle:
         epochs: The sweep's full epochs.
         trials: How many trials the sweep has, if it is known.
         seed: Of the sweep, at least 1 (KerasTuner takes 0 as "any").
+
+    Raises:
+        DefinitionError: what the oracle needs is not installed.
     """
 
     def __init__(
@@ -147,6 +151,11 @@ class Oracle:
         seed: int,
         costs: Sequence[Cost] = (),
     ) -> None:
+        if table.kind == "gp" and importlib.util.find_spec("torch") is None:
+            raise DefinitionError(
+                "oracle: gp needs torch, which is not installed. Install it "
+                "(pip install 'cnn-search[gp]'), or pass --oracle tpe."
+            )
         self.kind, self.seed, self.objective = table.kind, seed, objective
         self.costs = tuple(costs)
         self.idle = False

@@ -441,6 +441,10 @@ def test_a_shipped_sweep_says_its_purpose_in_its_first_line(name: str) -> None:
             "expected none with the oracle hyperband",
         ),
         ({"costs": ["flops"]}, "expected with the oracles tpe and gp only"),
+        (
+            {"oracle.kind": "tpe", "costs": ["flops"], "pruner.kind": "median"},
+            "costs: expected without a pruner",
+        ),
         ({"oracle.kind": "tpe", "costs": ["seconds"]}, "'parameters', 'flops' or 'megabytes'"),
         ({"constraints": {"parameter": "<= 3"}}, "'parameters', 'flops' or 'megabytes'"),
         ({"constraints": {"flops": "< 3"}}, "'<= NUMBER' or '>= NUMBER'"),

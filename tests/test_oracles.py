@@ -336,3 +336,9 @@ def test_a_wrong_configuration_of_ones_own_is_refused(values, message):
     baseline = Space((8, 8, 1), 10, 100, Protocol(4)).baseline_values("vgg_bn")
     with pytest.raises(DefinitionError, match=message):
         complete(whole_space(), baseline, values)
+
+
+def test_gp_without_torch_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DefinitionError, match="gp needs torch, which is not installed"):
+        make("gp")

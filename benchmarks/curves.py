@@ -42,7 +42,8 @@ class Curves:
         self.baseline: npt.NDArray[np.float64] = np.zeros(0)
         for row in table.to_dict("records"):
             curve = np.asarray(row["accuracy"], float)
-            key = tuple(None if row[n] is None else json.loads(row[n]) for n in self.names)
+            shown = (row[name] for name in self.names)  # pandas has NaN where there is none
+            key = tuple(json.loads(text) if isinstance(text, str) else None for text in shown)
             if row["which"] == "baseline":
                 self.baseline = curve
             elif key in self.accuracy:

@@ -61,8 +61,8 @@ class Spent:
         return self.epochs >= self.budget
 
 
-class Finished(Exception):
-    """The budget is gone."""
+class Finished(keras_tuner.errors.FatalError):  # type: ignore[misc]
+    """The budget is gone; any other exception is a failed trial to KerasTuner."""
 
 
 # Ours

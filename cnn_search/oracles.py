@@ -60,7 +60,13 @@ class _Random(_InMemory, kt.RandomSearchOracle):
 
 
 class _Grid(_InMemory, kt.GridSearchOracle):
-    pass
+    """Does not wait for a trial to end before the next: the space is declared whole beforehand."""
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = super().populate_space(trial_id)
+        if found["status"] == "RUNNING":
+            self._populate_next.append(trial_id)
+        return found
 
 
 class _Hyperband(_InMemory, kt.HyperbandOracle):

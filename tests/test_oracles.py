@@ -210,6 +210,14 @@ def test_grid_begins_with_the_baseline_and_visits_every_combination_once():
     assert not oracle.idle
 
 
+def test_grid_does_not_wait_for_a_trial_to_end_before_the_next():
+    waiting, told = make("grid"), make("grid")
+    asks = [waiting.ask(number) for number in range(20)]
+    assert None not in asks
+    assert [ask.values for ask in asks] == [ask.values for ask in run(told, 20)]
+    assert waiting.ask(20) is None
+
+
 def test_hyperband_promotes_the_better_half_and_names_their_parents():
     oracle = make("hyperband")
     asks = []

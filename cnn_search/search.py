@@ -41,7 +41,7 @@ from cnn_search.ledger import (
 from cnn_search.limits import violations
 from cnn_search.oracles import Ask, Oracle
 from cnn_search.pruners import Pruner
-from cnn_search.spaces import complete, narrow
+from cnn_search.spaces import complete, declared, narrow
 from cnn_search.training import OBJECTIVES, SHOWN_IMAGES, Protocol, Setup, make_space
 
 MOST_REFUSED = 200  # configurations in a row that break the constraints
@@ -121,7 +121,7 @@ class _Search(Driver):
         self.too_large = False
         self._undone: dict[int, Event] = {}  # epochs after which a kill was faster than "pruned"
         space = make_space(setup, dataset)
-        whole = space.hyperparameters()
+        whole = declared(space)
         over = definition.oracle.over if definition.oracle.kind == "grid" else None
         self.oracle = Oracle(
             definition.oracle,

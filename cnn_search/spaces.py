@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,42 @@ import keras_tuner
 from keras_tuner.engine import hyperparameters as kinds
 
 from cnn_search.errors import DefinitionError
+
+
+def declared(space: Any) -> Any:
+    """Return the hyperparameters that a space declares.
+
+    Raises:
+        DefinitionError: it has a name twice, or values that are none, or that a record cannot keep.
+    """
+    where = f"search_space: {type(space).__module__}:{type(space).__name__}"
+    try:
+        found = space.hyperparameters()
+    except (
+        TypeError,
+        ValueError,
+        IndexError,
+        KeyError,
+    ) as error:  # KerasTuner's, and the space's own
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise DefinitionError(
+            f"{where}: expected lists of numbers, texts or truth values, one at least in each; "
+            f"received {reason} Correct the space."
+        ) from None
+    names = [hp.name for hp in found.space]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DefinitionError(
+            f"{where}: expected each name once, as oracles and records go by it; received "
+            f"{', '.join(twice)} twice. Rename one."
+        )
+    for hp in found.space:
+        if bad := [
+            value for value in hp.values if value in (math.inf, -math.inf) or value != value
+        ]:
+            raise DefinitionError(
+                f"{where}: {hp.name}: expected finite numbers; received {bad[0]}. Leave it out."
+            )
+    return found
 
 
 def outside(space: Any, values: Mapping[str, Any]) -> list[str]:

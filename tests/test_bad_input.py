@@ -172,6 +172,39 @@ def test_what_no_space_or_baseline_has_is_refused(
     assert message in refuse("digits", *options)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "hp.Choice('own', [1, 2])\n"
+            "        with hp.conditional_scope('own', [2]): hp.Choice('flip', [1, 2])",
+            "received flip twice",
+        ),
+        ("hp.Choice('own', [])", "`values` must be provided"),
+        ("hp.Choice('own', [object()])", "`int`, `float`, `str`, or `bool`"),
+        ("hp.Choice('own', [1, None])", "only one type of value"),
+        ("hp.Choice('own', [1.0, math.inf])", "own: expected finite numbers; received inf"),
+        ("hp.Choice('own', [math.nan, 1.0])", "own: expected finite numbers; received nan"),
+    ],
+)
+def test_a_space_that_cannot_be_declared_is_refused(
+    refuse: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    message: str,
+) -> None:
+    (tmp_path / "own_space.py").write_text(
+        "import math\nfrom search_spaces import digits\nclass Space(digits.Space):\n"
+        f"    def configure(self, hp):\n        {line}\n        return super().configure(hp)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_space", raising=False)
+    told = refuse("digits", "--set", "search_space=own_space:Space")
+    assert told.startswith("search_space: own_space:Space: ")
+    assert message in told
+
+
 # The data
 
 

@@ -86,21 +86,23 @@ def table(results: dict[str, Any], best: float, budget: int) -> str:
     for name, result in results.items():
         histories = result["histories"]
         epochs = float(np.median([epochs_to(h, target, budget) for h in histories]))
-        low, middle, high = np.quantile(
-            [100 * (best - end) for end in ends[name]], [0.25, 0.5, 0.75]
-        )
+        behind = [100 * (best - end) for end in ends[name]]
+        low, middle, high = np.quantile(behind, [0.25, 0.5, 0.75])
         ratio, least, most = times_fewer(histories, results[REFERENCE]["histories"], target, budget)
-        p = f"{adjusted[name]:.2g}" if name in adjusted else ""
-        ask = 1000 * result["seconds"] / result["trials"]
-        row = f"| {name} | {len(histories)} | {epochs:,.0f} | {ratio:.1f} ({least:.1f} to {most:.1f}) "
-        row += f"| {middle:.2f} ({low:.2f} to {high:.2f}) | {p} | {ask:.0f} |"
-        rows.append((epochs, row))
+        cells = [
+            name,
+            f"{len(histories)}",
+            f"{epochs:,.0f}",
+            f"{ratio:.1f} ({least:.1f} to {most:.1f})",
+            f"{middle:.2f} ({low:.2f} to {high:.2f})",
+            f"{adjusted[name]:.2g}" if name in adjusted else "",
+            f"{1000 * result['seconds'] / result['trials']:.0f}",
+        ]
+        rows.append((epochs, f"| {' | '.join(cells)} |"))
     head = "| search | seeds | epochs to the target | times fewer (95 %) "
     head += "| regret in points (quartiles) | p | ms a trial |"
-    lines = [head, "|---|---|---|---|---|---|---|", *(row for _, row in sorted(rows))]
-    return "\n".join(
-        [*lines, "", f"target: {target:.4f}, the median of {REFERENCE}; best: {best:.4f}"]
-    )
+    told = f"target: {target:.4f}, the median of {REFERENCE}; best: {best:.4f}"
+    return "\n".join([head, "|---" * 7 + "|", *(row for _, row in sorted(rows)), "", told])
 
 
 def holm(values: list[float]) -> list[float]:

@@ -22,12 +22,7 @@ def declared(space: Any) -> Any:
     where = f"search_space: {type(space).__module__}:{type(space).__name__}"
     try:
         found = space.hyperparameters()
-    except (
-        TypeError,
-        ValueError,
-        IndexError,
-        KeyError,
-    ) as error:  # KerasTuner's, and the space's own
+    except (TypeError, ValueError, LookupError) as error:  # KerasTuner's, or its own
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise DefinitionError(
             f"{where}: expected lists of numbers, texts or truth values, one at least in each; "
@@ -40,12 +35,11 @@ def declared(space: Any) -> Any:
             f"{', '.join(twice)} twice. Rename one."
         )
     for hp in found.space:
-        if bad := [
-            value for value in hp.values if value in (math.inf, -math.inf) or value != value
-        ]:
-            raise DefinitionError(
-                f"{where}: {hp.name}: expected finite numbers; received {bad[0]}. Leave it out."
-            )
+        for value in hp.values:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise DefinitionError(
+                    f"{where}: {hp.name}: expected finite numbers; received {value}. Leave it out."
+                )
     return found
 
 

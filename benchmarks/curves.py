@@ -79,24 +79,27 @@ class Curves:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Return a row for each finished trial of a ledger."""
+    """Return a row for each trial of a ledger; one that diverged has the score 0 throughout."""
     record = read_record(path)
     varying = [
         name for name, value in record.definition["space"].items() if isinstance(value, list)
     ]
     rows = []
     for trial in record.trials.values():
-        if trial.status != "finished":
+        if trial.status not in ("finished", "failed"):
             continue
         shown = {n: json.dumps(trial.values[n]) if n in trial.values else None for n in varying}
-        epochs = sorted(trial.curve)
+        full = record.definition["training"]["epochs"]
 
-        def by_epoch(metric: str, curve: Any = trial.curve, epochs: Any = epochs) -> list[float]:
-            return [round(curve[epoch][metric], 5) for epoch in epochs]
+        def by_epoch(metric: str, lost: float, trial: Any = trial, full: int = full) -> Any:
+            if trial.status == "failed":
+                return [lost] * full
+            return [round(trial.curve[epoch][metric], 5) for epoch in range(1, full + 1)]
 
         told = {"which": "baseline" if trial.baseline else "point", "seed": trial.seed, **shown}
-        told |= {"accuracy": by_epoch("val_accuracy"), "loss": by_epoch("val_loss")}
-        rows.append({**told, "seconds": [round(trial.seconds[epoch], 3) for epoch in epochs]})
+        told |= {"accuracy": by_epoch("val_accuracy", 0.0), "loss": by_epoch("val_loss", 99.0)}
+        told["seconds"] = [round(trial.seconds[epoch], 3) for epoch in sorted(trial.seconds)]
+        rows.append(told)
     return rows
 
 

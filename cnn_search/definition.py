@@ -23,6 +23,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     model_validator,
 )
@@ -37,6 +38,7 @@ NOT_IN_DIGEST = {
     *("trials", "minutes", "epochs_total", "disk_megabytes", "keep_models"),
     *("data", "data_dir", "engine", "final", "stop"),
 }
+AUTO = "auto"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -69,7 +71,8 @@ class OracleTable(_Table):
     """[oracle]: who chooses the next configuration.
 
     Attributes:
-        kind: One of KerasTuner's own, or "tpe" or "gp": Optuna's samplers; "gp" needs torch.
+        kind: One of KerasTuner's own, or "tpe" or "gp": Optuna's samplers; "gp" needs torch. In a
+            file also "auto", or left out: see `read`.
         over: For "grid": the hyperparameters that vary; all others keep the baseline's value.
         factor: For "hyperband": the share 1/factor of trials is promoted.
         iterations: For "hyperband": how often all brackets are run.
@@ -273,6 +276,7 @@ class Definition(_Table):
     final: FinalTable | None = None
     space: dict[str, Any] = {}
     constraints: dict[Cost, Annotated[str, AfterValidator(limits.check)]] = {}
+    _chosen: tuple[str, ...] = PrivateAttr(())
 
     @model_validator(mode="after")
     def _check(self) -> Definition:
@@ -292,6 +296,11 @@ class Definition(_Table):
                 f"pruner {self.pruner.kind!r}"
             )
         return self
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """Which of "oracle" and "pruner" `read` chose, as the file and the options did not."""
+        return self._chosen
 
     def as_json(self) -> dict[str, Any]:
         """Return the definition as the ledger keeps it."""
@@ -349,6 +358,9 @@ def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
             folder, an `.npz` or `.h5`), which are swept as `sweeps/images.toml` says.
         changes: Values by key, or by table and key with a dot between.
 
+    Returns:
+        The definition; what was left to us of oracle and pruner is decided in it.
+
     Raises:
         DefinitionError: no such sweep, no TOML, or wrong keys or values; all problems at once.
     """
@@ -370,7 +382,30 @@ def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
         spaces = importlib.resources.files("search_spaces")
         own_space = spaces.joinpath(f"{content['data']}.py").is_file()
         content["search_space"] = content["data"] if own_space else "images"
-    return _validate(content, file)
+    chosen = _choose(content)
+    definition = _validate(content, file)
+    definition._chosen = chosen
+    return definition
+
+
+def _choose(content: dict[str, Any]) -> tuple[str, ...]:
+    """Put in the oracle and the pruner that are left to us, and return which: "auto", or left out.
+
+    What was found to need the fewest epochs (docs/search.md). Who names an oracle gets no pruner
+    that is not named too.
+    """
+    oracle, pruner = content.setdefault("oracle", {}), content.setdefault("pruner", {})
+    if not (isinstance(oracle, dict) and isinstance(pruner, dict)):
+        return ()  # refused by validation
+    chosen = []
+    if oracle.get("kind", AUTO) == AUTO:
+        oracle["kind"] = "grid" if oracle.get("over") else "tpe"
+        chosen.append("oracle")
+    if pruner.get("kind", AUTO if chosen else "none") == AUTO:
+        prunes = oracle["kind"] in ("random", "tpe", "gp") and not content.get("costs")
+        pruner["kind"] = "asha" if prunes else "none"
+        chosen.append("pruner")
+    return tuple(chosen)
 
 
 def from_record(content: Mapping[str, Any]) -> Definition:

@@ -41,7 +41,7 @@ from cnn_search.ledger import (
 from cnn_search.limits import violations
 from cnn_search.oracles import Ask, Oracle
 from cnn_search.pruners import Pruner
-from cnn_search.spaces import complete, declared, narrow
+from cnn_search.spaces import complete, declared, narrow, size
 from cnn_search.training import OBJECTIVES, SHOWN_IMAGES, Protocol, Setup, make_space
 
 MOST_REFUSED = 200  # configurations in a row that break the constraints
@@ -100,6 +100,20 @@ def run(
         return search.drive(store)
 
 
+def check(definition: Definition, dataset: Dataset, tries: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Check a definition against its images as `run` does; return what a user should know.
+
+    Raises:
+        CnnSearchError: definition and images do not fit.
+    """
+
+    def nobody(*_: Any) -> None:
+        pass
+
+    search = _Search(definition, dataset, Path("unused"), tries, lambda record: 0.0, nobody, nobody)
+    return search.too_few_points()
+
+
 class _Search(Driver):
     """The search of a sweep; final."""
 
@@ -122,10 +136,9 @@ class _Search(Driver):
         self._undone: dict[int, Event] = {}  # epochs after which a kill was faster than "pruned"
         space = make_space(setup, dataset)
         whole = declared(space)
-        over = definition.oracle.over if definition.oracle.kind == "grid" else None
         self.oracle = Oracle(
             definition.oracle,
-            narrow(whole, definition.space, over),
+            searched(definition, whole),
             objective=definition.objective,
             epochs=definition.training.epochs,
             trials=definition.trials,
@@ -159,6 +172,16 @@ class _Search(Driver):
                 "Start another with --new, or leave it out."
             )
 
+    def too_few_points(self) -> str:
+        """Return that the space has fewer points than there are trials; else ""."""
+        trials = self.definition.trials - len(self.baselines) - len(self.tries)
+        points = size(self.oracle.keras_tuner.get_space(), trials)
+        if self.definition.oracle.kind == "hyperband" or points >= trials:
+            return ""
+        return (
+            f"note: the space has {points} points, fewer than the {self.definition.trials} trials"
+        )
+
     def begin(self) -> bool:
         """Replay the ledger into the oracle, or begin a new one."""
         if self.record.header:
@@ -174,6 +197,8 @@ class _Search(Driver):
         self.append("sweep", **self._header())
         if self.earlier:
             self._remember(self.append("earlier", **self.earlier))
+        if few := self.too_few_points():
+            self.say(few)
         return True
 
     def _remember(self, event: Event) -> None:
@@ -384,6 +409,16 @@ class _Search(Driver):
                 f"{'; '.join(changed)}. Start a new sweep with --new, or leave the change out."
             )
         self.check_images()
+
+
+def searched(definition: Definition, space: Any) -> Any:
+    """Return what a definition leaves to vary of a declared space.
+
+    Raises:
+        DefinitionError: it names what the space does not have.
+    """
+    over = definition.oracle.over if definition.oracle.kind == "grid" else None
+    return narrow(space, definition.space, over)
 
 
 def baseline_values(space: Any, names: Sequence[str]) -> dict[str, dict[str, Any]]:

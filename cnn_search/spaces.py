@@ -109,6 +109,31 @@ def narrow(space: Any, table: Mapping[str, Any], over: list[str] | None = None) 
     return narrowed
 
 
+def size(space: Any, most: int) -> int:
+    """Return how many points a space has, counted up to `most`; as many if it is continuous."""
+    filled = keras_tuner.HyperParameters()
+    filled.merge(space.space)
+
+    def count(entries: list[Any]) -> int:
+        if not entries:
+            return 1
+        hp, *rest = entries
+        filled.values.pop(hp.name, None)
+        if not filled.is_active(hp):
+            return count(rest)
+        if isinstance(hp, kinds.Float):
+            return most
+        found = 0
+        for value in hp.values:
+            filled.values[hp.name] = value
+            found += count(rest)
+            if found >= most:
+                break
+        return min(found, most)
+
+    return count(list(space.space))
+
+
 def complete(space: Any, baseline: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a whole configuration: `values` on top of a baseline's, defaults for the rest.
 

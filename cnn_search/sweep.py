@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from cnn_search import commands, definition
+from cnn_search import commands, definition, plan
 from cnn_search.surroundings import usable_cores
 
 ENGINE = ("workers", "scheduler", "insecure", "gpus", "threads")
@@ -43,8 +43,8 @@ SEARCHED = (
     help="End the search when its folder is larger.",
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs of a full trial.")
-@click.option("--oracle", help="random, grid, bayesian, hyperband, tpe or gp.")
-@click.option("--pruner", help="none, asha, median or percentile.")
+@click.option("--oracle", help="auto, random, grid, bayesian, hyperband, tpe or gp.")
+@click.option("--pruner", help="auto, none, asha, median or percentile.")
 @click.option("--data-dir", help="Folder with the data set's archives.")
 @click.option("--train-limit", type=click.IntRange(min=1), help="Use so many training images.")
 @click.option("--seed", type=click.IntRange(min=1), help="Seed of the sweep.")
@@ -66,6 +66,7 @@ SEARCHED = (
 @commands.engine_options()
 @click.option("--no-final", is_flag=True, help="End with the search; `score NAME` does the rest.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--probe", is_flag=True, help="With --dry-run: measure what it would take.")
 @click.option("--new", is_flag=True, help="Start a new sweep, whatever there is.")
 @click.option("--list", "list_", is_flag=True, help="Show the sweeps that come with the package.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -77,6 +78,7 @@ def main(
     warm_start: str,
     no_final: bool,
     dry_run: bool,
+    probe: bool,
     new: bool,
     list_: bool,
     as_json: bool,
@@ -98,6 +100,8 @@ def main(
         return _list(as_json)
     if name is None:
         raise click.UsageError("Missing argument NAME; --list shows the sweeps.")
+    if probe and not dry_run:
+        raise click.UsageError("--probe: expected together with --dry-run.")
     given = _changes(options, changes)
     sweep = definition.read(name, given)
     if sweep.engine.workers is None and not sweep.engine.scheduler:
@@ -106,11 +110,18 @@ def main(
     if sweep.oracle.kind == "hyperband" and "trials" in given:
         raise click.UsageError(
             "--trials: expected to be left out with hyperband, whose epochs give its trials: "
-            f"{_plan(sweep)}. Set --epochs, or --set oracle.iterations=N, or --minutes."
+            f"{plan.in_all(sweep)}. Set --epochs, or --set oracle.iterations=N, or --minutes."
         )
-    if dry_run:
-        click.echo(json.dumps(sweep.as_json(), indent=2) if as_json else _describe(sweep))
+    if dry_run and as_json:
+        click.echo(json.dumps(sweep.as_json(), indent=2))
         return 0
+    if dry_run:
+        click.echo("\n".join(plan.describe(sweep)))
+        if not probe:
+            click.echo(
+                "how long, and whether the space fits the images: --dry-run --probe measures"
+            )
+            return 0
     pairs = [dict(commands.parse_pair(p, "--try") for p in text.split()) for text in tries]
 
     from rich.console import Console
@@ -119,7 +130,7 @@ def main(
 
     share = max(1, usable_cores() // (sweep.engine.workers or 1))
     backend.prepare(sweep.engine.threads or share)
-    reporter = progress.Reporter(Console(stderr=True), *_budget(sweep), sweep.minutes)
+    reporter = progress.Reporter(Console(stderr=True), *plan.budget(sweep), sweep.minutes)
     dataset = datasets.load(
         sweep.data,
         data_dir=sweep.data_dir,
@@ -127,9 +138,15 @@ def main(
         image_size=sweep.image_size,
     )
     reporter.say(progress.describe_data(dataset))
+    if not dry_run:
+        reporter.say(plan.who(sweep))
     backend.load()
     from cnn_search import answer, final, search
 
+    if dry_run:
+        few = search.check(sweep, dataset, pairs)
+        click.echo("\n".join([*plan.measured(sweep, dataset), *([few] if few else [])]))
+        return 0
     told: dict[str, Any] = {"on_event": reporter, "say": reporter.say}
     try:
         reserve = final.reserve(table, sweep.minutes)
@@ -182,61 +199,6 @@ def _changes(options: dict[str, Any], changes: tuple[str, ...]) -> dict[str, Any
     keys |= {key: f"engine.{key}" for key in ENGINE}
     given = {keys.get(k, k): v for k, v in options.items() if v is not None}
     return given | dict(commands.parse_pair(text, "--set") for text in changes)
-
-
-def _budget(sweep: definition.Definition) -> tuple[int, int]:
-    """Return how many trials and epochs there will be, in all."""
-    full = sweep.training.epochs
-    if sweep.oracle.kind != "hyperband":
-        return sweep.trials, sweep.trials * full
-    rounds = sweep.oracle.brackets(full)
-    trials = 1 + sum(count for count, _, _ in rounds)
-    return trials, full + sum(count * (end - start) for count, start, end in rounds)
-
-
-def _plan(sweep: definition.Definition) -> str:
-    """Return in words how many trials and epochs there will be, Hyperband's by its brackets."""
-    trials, epochs = _budget(sweep)
-    total = f"{trials} trials and {epochs} epochs in all"
-    if sweep.oracle.kind != "hyperband":
-        return total
-    rounds = sweep.oracle.brackets(sweep.training.epochs)
-    words = [f"{count} trials from epoch {start} to {end}" for count, start, end in rounds]
-    return f"the baseline, {', '.join(words)}; {total}"
-
-
-def _describe(sweep: definition.Definition) -> str:
-    """Return what a sweep would do, a line each."""
-    lines = [
-        f"{sweep.name}: images of {sweep.data}, space {sweep.search_space}, seed {sweep.seed}",
-        f"objective: {', '.join([sweep.objective, *sweep.costs])}; oracle: {sweep.oracle.kind}",
-        f"at most {_plan(sweep)}",
-    ]
-    if rungs := sweep.pruner.rungs(sweep.training.epochs):
-        shown = ", ".join(map(str, rungs[:8])) + ", ..." * (len(rungs) > 8)
-        lines.append(f"pruner {sweep.pruner.kind}: the worse end after epoch {shown}")
-    lines += [
-        f"only networks whose {name} are {limit}" for name, limit in sweep.constraints.items()
-    ]
-    if sweep.stop.patience:
-        lines.append(f"ends after {sweep.stop.patience} trials without a better one")
-    if sweep.epochs_total:
-        lines.append(f"ends after epoch {sweep.epochs_total:,} of all trials together")
-    if sweep.disk_megabytes:
-        lines.append(f"ends when its folder has more than {sweep.disk_megabytes:g} MB")
-    workers = sweep.engine.workers
-    where = f"{workers} worker process{'es' * (workers != 1)} here" if workers else "this process"
-    lines.append(f"trains in {sweep.engine.scheduler or where}")
-    if sweep.minutes:
-        lines.append(f"ends after the epoch that runs at minute {sweep.minutes:g}")
-    if sweep.final:
-        books = ", ".join(sweep.final.baselines) or "the first baseline"
-        lines.append(
-            f"then {books} and the best {sweep.final.top} are trained anew, {sweep.final.seeds} "
-            f"seeds of {sweep.training.epochs} epochs each, and scored once on the test part"
-        )
-    lines += [f"narrowed: {name} = {json.dumps(v)}" for name, v in sweep.space.items()]
-    return "\n".join(lines)
 
 
 def _write_report(name: str, outcome: Any, mlruns: Path, say: Any) -> str:

@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -436,3 +437,23 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     assert "9 trials from epoch 0 to 1, 3 trials from epoch 1 to 3" in said
     assert "24 trials and 84 epochs in all" in said
     assert not (tmp_path / "mlruns").exists()
+
+
+def test_a_dry_run_with_a_probe_measures_each_size_and_counts_the_space(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["digits", "--dry-run", "--probe", "--train-limit=300", "--threads=1"]
+    arguments += ["--oracle=grid", '--set=oracle.over=["filters_1"]', "--trials=30"]
+    sweep.main.main([*arguments, f"--mlruns={tmp_path / 'mlruns'}"], standalone_mode=False)
+    said = capsys.readouterr().out
+    for size in ("vgg_bn", "small", "middle", "large"):
+        assert re.search(
+            rf"^{size}: [\d,]+ parameters, [\d,]+ FLOPs an image; [\d.]+ s", said, re.M
+        )
+    assert re.search(r"^the search: about \d+ \w+ here, if no trial ends early$", said, re.M)
+    assert re.search(r"^the final scoring: about \d+ \w+$", said, re.M)
+    assert re.search(r"^on the disk: about \d+ MB$", said, re.M)
+    assert said.splitlines()[-1] == "note: the space has 5 points, fewer than the 30 trials"
+    assert not (tmp_path / "mlruns").exists()
+    with pytest.raises(click.UsageError, match="--probe: expected together with --dry-run"):
+        sweep.main.main(["digits", "--probe"], standalone_mode=False)

@@ -430,6 +430,31 @@ def test_a_shipped_sweep_says_its_purpose_in_its_first_line(name: str) -> None:
     assert 20 < len(first) <= 120
 
 
+# What is left to us
+
+
+@pytest.mark.parametrize(
+    ("changes", "oracle", "pruner", "chosen"),
+    [
+        ({}, "tpe", "asha", ("oracle", "pruner")),
+        ({"oracle.kind": "auto", "pruner.kind": "auto"}, "tpe", "asha", ("oracle", "pruner")),
+        ({"costs": ["flops"]}, "tpe", "none", ("oracle", "pruner")),
+        ({"pruner.kind": "median"}, "tpe", "median", ("oracle",)),
+        ({"oracle.over": ["kernel"]}, "grid", "none", ("oracle", "pruner")),
+        ({"oracle.kind": "random"}, "random", "none", ()),
+        ({"oracle.kind": "random", "pruner.kind": "auto"}, "random", "asha", ("pruner",)),
+        ({"oracle.kind": "hyperband", "pruner.kind": "auto"}, "hyperband", "none", ("pruner",)),
+    ],
+)
+def test_an_oracle_and_a_pruner_that_nobody_named_are_chosen(
+    tmp_path: Path, changes: dict[str, Any], oracle: str, pruner: str, chosen: tuple[str, ...]
+) -> None:
+    found = read(write(tmp_path, 'data = "digits"'), changes)
+    assert (found.oracle.kind, found.pruner.kind, found.chosen) == (oracle, pruner, chosen)
+    again = from_record(found.as_json())
+    assert (again.as_json(), again.chosen) == (found.as_json(), ())
+
+
 # Pruners, costs and constraints
 
 

@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[1]
 
 ROOMS = {  # from the top to the bottom; a module knows its own room and those below
     "commands": "commands sweep baseline score report replay registry doctor __main__",
-    "search": "definition surroundings ledger statistics figures spaces samplers pruners oracles "
-    "earlier engines cluster worker store evidence aliases promotion models tracking driver "
-    "search retraining final ablation answer "
+    "search": "definition plan surroundings ledger statistics figures spaces samplers pruners "
+    "oracles earlier engines cluster worker store evidence aliases promotion models tracking "
+    "driver search probe retraining final ablation answer "
     "progress recorded reproduction findings discrepancies reconciliation",
     "training": "network augmentation optimisation checkpoint training",
     "data": "sources datasets",

@@ -15,6 +15,7 @@ from cnn_search.datasets import load
 from cnn_search.errors import DefinitionError
 from cnn_search.network import BlockConfig, NetworkConfig, build_network, fitting_blocks
 from cnn_search.optimisation import TrainingConfig
+from cnn_search.spaces import size
 from cnn_search.training import Protocol, find_space
 from search_spaces import images
 
@@ -47,6 +48,18 @@ def random_points(space: images.Space, count: int) -> list[dict[str, Any]]:
         objective="val_accuracy", max_trials=count, hyperparameters=space.hyperparameters(), seed=1
     )
     return [oracle.populate_space(str(number))["values"] for number in range(count)]
+
+
+def test_a_space_knows_how_many_points_it_has() -> None:
+    hp = keras_tuner.HyperParameters()
+    kind = hp.Choice("kind", ["a", "b", "c"])
+    with hp.conditional_scope("kind", ["a", "b"]):
+        hp.Boolean("only_ab")
+    hp.Fixed("fixed", 1)
+    assert kind == "a"
+    assert [size(hp, most) for most in (3, 5, 6, 100)] == [3, 5, 5, 5]
+    hp.Float("rate", 0.1, 0.2)
+    assert size(hp, 100) == 100
 
 
 # Baselines and defaults

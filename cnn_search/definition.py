@@ -167,6 +167,19 @@ class FinalTable(_Table):
     baselines: list[str] = []
 
 
+class RegistryTable(_Table):
+    """[registry]: which network is registered; the best by the objective, or a cheaper one near it.
+
+    Attributes:
+        within: How much worse than the best it may be, in units of the objective (0.01 is one point
+            of accuracy); of all that are so near, the cheapest is taken.
+        cost: What is cheap.
+    """
+
+    within: Annotated[float, Field(ge=0)] = 0.0
+    cost: Cost = "parameters"
+
+
 class EngineTable(_Table):
     """[engine]: where trials run, and what one of them may take.
 
@@ -244,7 +257,7 @@ class Definition(_Table):
         disk_megabytes: The search ends when its sweep's folder has become larger.
         baselines: The first is trial 0; empty for the data set's first, "all" for each.
         keep_models: How many of the best trials keep their weights.
-        training, oracle, pruner, stop, engine: See there.
+        training, oracle, pruner, stop, engine, registry: See there.
         final: See there; without it, a sweep ends with its search.
         space: Fixes a hyperparameter (a value) or narrows it (a list of values).
         constraints: What a network may cost, as "<= 500_000" by a name of `limits.Cost`; one that
@@ -273,6 +286,7 @@ class Definition(_Table):
     pruner: PrunerTable = PrunerTable()
     stop: StopTable = StopTable()
     engine: EngineTable = EngineTable()
+    registry: RegistryTable = RegistryTable()
     final: FinalTable | None = None
     space: dict[str, Any] = {}
     constraints: dict[Cost, Annotated[str, AfterValidator(limits.check)]] = {}
@@ -313,6 +327,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "pruner": PrunerTable,
     "stop": StopTable,
     "engine": EngineTable,
+    "registry": RegistryTable,
     "final": FinalTable,
 }
 

@@ -18,7 +18,7 @@ from cnn_search.datasets import Dataset, Part
 from cnn_search.definition import EngineTable, FinalTable
 from cnn_search.driver import OnEvent, Outcome, Say
 from cnn_search.errors import LedgerError
-from cnn_search.ledger import Record, Trial, pack_bits, read_record
+from cnn_search.ledger import Record, Trial, choose, pack_bits, read_record
 from cnn_search.retraining import Retrainer, Wanted
 from cnn_search.search import baseline_values
 from cnn_search.training import SHOWN_IMAGES
@@ -157,7 +157,11 @@ class _Final(Retrainer):
         """Return the baselines, then the best trials that are none."""
         ranking = self.record.ranking()
         books = list(self.baselines.values())
-        best = [trial for trial in ranking if trial.values not in books][: self.table.top]
+        # whom [registry] takes is one of them, though others may be better
+        choice = [trial for trial in [self.record.choice()] if trial is not None]
+        others = [trial for trial in [*choice, *ranking] if trial.values not in books]
+        best = list({trial.number: trial for trial in others}.values())[: self.table.top]
+        best.sort(key=ranking.index)
         found = [_finalist(name, values, name, ranking) for name, values in self.baselines.items()]
         return found + [_finalist(f"trial {t.number}", t.values, "", ranking) for t in best]
 
@@ -236,7 +240,8 @@ def _finalist(
 def choose_winner(record: Record) -> dict[str, Any] | None:
     """Return the winner of the last plan: the highest mean validation over its retrained seeds.
 
-    A configuration of which a seed failed wins only if every one has such seeds.
+    Or a cheaper one near it, if [registry] says so. A configuration of which a seed failed wins
+    only if every one has such seeds.
 
     Returns:
         `winner`, its name; `final`, the retraining whose validation is the median (the lower one
@@ -256,8 +261,14 @@ def choose_winner(record: Record) -> dict[str, Any] | None:
             loss = float(np.mean([trial.result["metrics"]["val_loss"] for trial in finished]))
             whole = len(finished) == plan["seeds"]
             median = finished[(len(finished) - 1) // 2].number
-            found.append(((whole, mean, -loss), {"winner": finalist["name"], "final": median}))
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+            told = {"winner": finalist["name"], "final": median}
+            found.append(((whole, mean, -loss), finished[0].costs, told))
+    if not found:
+        return None
+    found.sort(key=lambda entry: entry[0], reverse=True)
+    alike = [entry for entry in found if entry[0][0] == found[0][0][0]]  # all seeds, or some
+    scores = [(mean, costs) for (_, mean, _), costs, _ in alike]
+    return alike[choose(scores, record.header.get("definition", {}))][2]
 
 
 def _predict(model: Any, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], float]:

@@ -35,7 +35,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -259,6 +259,13 @@ class Record:
         """Return the first retrainings with these values, in the order of their seeds."""
         return [trial for trial in self.finals.values() if trial.values == values][:seeds]
 
+    def choice(self) -> Trial | None:
+        """Return who is to be registered: the best, or a cheaper one near it (see [registry])."""
+        ranking = self.ranking()
+        sign = 1 if self.header["direction"] == "max" else -1
+        scores = [(sign * trial.result["score"], trial.costs) for trial in ranking]
+        return ranking[choose(scores, self.definition)] if ranking else None
+
     def ranking(self) -> list[Trial]:
         """Return the finished trials of full fidelity, best first, each configuration once.
 
@@ -285,6 +292,21 @@ class Record:
         for trial in sorted(finished, key=rank):
             best.setdefault(json.dumps(trial.values, sort_keys=True), trial)
         return list(best.values())
+
+
+def choose(
+    scores: Sequence[tuple[float, Mapping[Cost, float]]], definition: Mapping[str, Any]
+) -> int:
+    """Return which of several is registered, by a definition's [registry].
+
+    Args:
+        scores: Score, higher is better, and costs of each; the best first.
+        definition: As a ledger keeps it; an old one has no [registry].
+    """
+    table = definition.get("registry", {})
+    within, cost = table.get("within", 0.0), table.get("cost", "parameters")
+    near = [i for i, (score, _) in enumerate(scores) if score >= scores[0][0] - within]
+    return min(near, key=lambda i: scores[i][1][cost]) if within else 0
 
 
 def pack_bits(bits: npt.NDArray[np.bool_]) -> str:

@@ -360,9 +360,9 @@ class _Search(Driver):
     def finish(self) -> None:
         """Make the best trial the champion."""
         self._tidy()  # a pruned trial may have left a checkpoint while it stopped
-        if self.ending != "interrupted" and (ranking := self.record.ranking()):
-            if ranking[0].number != self.record.champion:
-                self.append("champion", trial=ranking[0].number)
+        choice = self.record.choice()
+        if self.ending != "interrupted" and choice and choice.number != self.record.champion:
+            self.append("champion", trial=choice.number)
 
     def _tidy(self) -> None:
         """Delete what nobody needs: checkpoints of what has ended, the weights of losers."""
@@ -371,6 +371,7 @@ class _Search(Driver):
         needed = {t.number for t in unended} | {t.parent for t in unended}
         needed |= self.oracle.may_promote()
         best = {trial.number for trial in self.record.ranking()[: self.definition.keep_models]}
+        best |= {choice.number for choice in [self.record.choice()] if choice}
         for trial in trials:
             folder = self.setup.trial_folder(trial.number)
             if trial.number not in needed:

@@ -16,6 +16,7 @@ from cnn_search.definition import (
     FinalTable,
     OracleTable,
     PrunerTable,
+    RegistryTable,
     StopTable,
     TrainingTable,
     differences,
@@ -352,6 +353,8 @@ OTHERS: dict[str, Any] = {  # of every field another value than digits.toml's
     "pruner.percentile": 50.0,
     "pruner.startup_trials": 9,
     "stop.patience": 20,
+    "registry.within": 0.01,
+    "registry.cost": "flops",
     "costs": ["flops"],
     "constraints": {"parameters": "<= 500_000"},
     "final.top": 2,
@@ -372,7 +375,7 @@ def with_other(key: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def test_the_list_of_fields_is_complete() -> None:
     tables: dict[str, type[BaseModel]] = {"training": TrainingTable, "oracle": OracleTable}
     tables |= {"engine": EngineTable, "final": FinalTable, "stop": StopTable}
-    tables |= {"pruner": PrunerTable}
+    tables |= {"pruner": PrunerTable, "registry": RegistryTable}
     fields = {name for name in Definition.model_fields if name not in tables}
     fields |= {f"{name}.{key}" for name, table in tables.items() for key in table.model_fields}
     assert set(OTHERS) == fields

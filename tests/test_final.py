@@ -287,6 +287,7 @@ def made(scores):
             else:
                 trial.status = "finished"
                 trial.result = {"score": score, "metrics": {"val_loss": 1 - score}}
+                trial.result |= {"parameters": 100 + len(name), "flops": 100 - len(name)}
             number += 1
     return record
 
@@ -305,6 +306,22 @@ def made(scores):
 )
 def test_the_winner_has_the_highest_mean_validation(scores, winner):
     assert final.choose_winner(made(scores)) == winner
+
+
+@pytest.mark.parametrize(
+    ("table", "winner"),
+    [
+        ({}, "ccc"),
+        ({"within": 0.0}, "ccc"),
+        ({"within": 0.05}, "bb"),
+        ({"within": 0.2}, "a"),
+        ({"within": 0.2, "cost": "flops"}, "ccc"),
+    ],
+)
+def test_the_winner_may_be_a_cheaper_one_near_the_best(table, winner):
+    record = made({"a": [0.70, 0.80], "bb": [0.84, 0.86], "ccc": [0.88, 0.88]})
+    record.header["definition"] = {"registry": table}
+    assert final.choose_winner(record)["winner"] == winner
 
 
 def test_the_record_of_a_scored_sweep_is_plain_json(scored):

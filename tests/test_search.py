@@ -410,6 +410,17 @@ def test_accuracy_and_a_cost_are_searched_for_together(tmp_path, digits):
     assert len(again.record.trials) == 5
 
 
+def test_a_cheaper_network_near_the_best_is_registered_if_asked_for(tmp_path, digits):
+    changes = {"registry.within": 1.0, "registry.cost": "flops", "trials": 4, "keep_models": 1}
+    outcome = run(tmp_path, digits, {**changes, "training.epochs": 1, "seed": 3})
+    finished = outcome.record.ranking()
+    cheapest = min(finished, key=lambda trial: trial.costs["flops"])
+    assert cheapest is not finished[0]
+    assert outcome.record.champion == cheapest.number
+    kept = {int(path.parent.name) for path in outcome.folder.glob("trials/*/model.keras")}
+    assert kept == {finished[0].number, cheapest.number}
+
+
 def test_a_warm_start_trains_the_best_first_and_knows_the_rest(tmp_path, digits, monkeypatch):
     monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: NoTraining(1))
     first = run(tmp_path, digits, {"trials": 8, "oracle.kind": "tpe"}).record

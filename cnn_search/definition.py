@@ -116,8 +116,8 @@ class PrunerTable(_Table):
         kind: "asha": at each rung, all but the best 1/factor of those that came so far (Li et al.
             2020, arXiv:1810.05934); "median": who is worse than half of the others at this epoch;
             "percentile": who is not among so many per cent of them. Optuna's.
-        first_epoch: The first epoch after which a trial may be ended; left out: a quarter of all,
-            behind the warm-up of the schedules.
+        first_epoch: The first epoch after which a trial may be ended; left out: a ninth of all
+            (docs/search.md).
         factor: For "asha": the next rung is after so many times the epochs.
         percentile: For "percentile".
         startup_trials: For "median" and "percentile": as many finish before one is ended.
@@ -131,7 +131,7 @@ class PrunerTable(_Table):
 
     def first(self, epochs: int) -> int:
         """Return the first epoch after which a trial of so many may be ended."""
-        return self.first_epoch or math.ceil(epochs / 4)
+        return self.first_epoch or math.ceil(epochs / 9)
 
     def rungs(self, epochs: int) -> list[int]:
         """Return the epochs after which trials are ended, the last one's left out."""

@@ -19,6 +19,9 @@ from optuna.trial import TrialState
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study in memory
 DRAFTS = 5  # of one ask, until one is new
+# finished or refused trials before a sampler is asked, until then configurations are drawn at
+# random; Optuna counts pruned ones too, whose ranks mislead it (docs/search.md)
+STARTUP = 10
 
 
 class OptunaOracle(keras_tuner.Oracle, abc.ABC):
@@ -46,9 +49,11 @@ class OptunaOracle(keras_tuner.Oracle, abc.ABC):
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         study = self._catch_up()
+        taught = len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
+        taught += len(self.violations)
         for _ in range(DRAFTS):
             self._seed_state += 1
-            study.sampler = self._sampler(self._seed_state)
+            study.sampler = self._sampler(self._seed_state, taught)
             # tried out in a trial that counts as failed, which samplers pass over
             draft = study.ask()
             values = self._values(draft)
@@ -69,7 +74,9 @@ class OptunaOracle(keras_tuner.Oracle, abc.ABC):
         found = {one.name: trial.metrics.get_best_value(one.name) for one in several}
         trial.score, trial.best_step = self.objective.get_value(found), 0
 
-    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+    def _sampler(self, seed: int, taught: int) -> optuna.samplers.BaseSampler:
+        if taught < STARTUP:
+            return optuna.samplers.RandomSampler(seed)
         with warnings.catch_warnings():  # of options that are new: the versions are pinned
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return self.make_sampler(seed)
@@ -135,6 +142,7 @@ class TPEOracle(OptunaOracle):
     def make_sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(
             seed=seed,
+            n_startup_trials=1,
             multivariate=True,
             group=True,
             constant_liar=True,
@@ -145,7 +153,7 @@ class GPOracle(OptunaOracle):
     """Gaussian process; needs torch. What is not in every trial is drawn at random."""
 
     def make_sampler(self, seed: int) -> optuna.samplers.BaseSampler:
-        return optuna.samplers.GPSampler(seed=seed)
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=1)
 
 
 def suggest(trial: optuna.Trial, hp: Any) -> Any:

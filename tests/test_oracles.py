@@ -7,6 +7,7 @@ import keras_tuner
 import pytest
 from keras_tuner import oracles as kt
 
+from cnn_search import samplers
 from cnn_search.definition import OracleTable
 from cnn_search.errors import DefinitionError, LedgerError
 from cnn_search.oracles import Ask, Oracle
@@ -68,18 +69,24 @@ def run(oracle: Oracle, trials: int) -> list[Ask]:
     return asks
 
 
+def enough(kind: str) -> int:
+    """Return how many asks show what an oracle does: Optuna's begin to learn after 10 finished."""
+    return 21 if kind in ("tpe", "gp") else 9
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_seed_asks_the_same_and_another_seed_something_else(kind):
-    first, again, other = run(make(kind), 9), run(make(kind), 9), run(make(kind, seed=4), 9)
+    first, again, other = (run(make(kind, seed=seed), enough(kind)) for seed in (3, 3, 4))
     assert len(first) >= 8
     assert first == again
     assert (first == other) == (kind == "grid")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("cut", [1, 4, 8])
-def test_a_replay_goes_on_as_if_it_had_never_been_cut(kind, cut):
-    undisturbed = run(make(kind), 9)
+@pytest.mark.parametrize("where", ["early", "midway", "late"])
+def test_a_replay_goes_on_as_if_it_had_never_been_cut(kind, where):
+    undisturbed = run(make(kind), enough(kind))
+    cut = {"early": 1, "midway": len(undisturbed) // 2, "late": len(undisturbed) - 1}[where]
     oracle = make(kind)
     for number, ask in enumerate(undisturbed[:cut]):
         recorded = json.loads(json.dumps([ask.values, ask.oracle]))
@@ -138,19 +145,39 @@ def test_pruned_trials_are_taken_in_and_a_replay_of_them_goes_on_alike(kind):
             ends(oracle, number, ask)
             yield ask
 
-    undisturbed = list(go_on(make(kind), range(12)))
+    count = enough(kind) + 3
+    undisturbed = list(go_on(make(kind), range(count)))
     oracle = make(kind)
-    for number, ask in enumerate(undisturbed[:11]):
+    for number, ask in enumerate(undisturbed[:-1]):
         oracle.ask_again(number, ask.values, ask.oracle)
         ends(oracle, number, ask)
-    assert list(go_on(oracle, [11])) == undisturbed[11:]
+    assert list(go_on(oracle, [count - 1])) == undisturbed[-1:]
+
+
+def test_pruned_trials_do_not_count_until_a_sampler_is_asked(monkeypatch):
+    asked = []
+    original = samplers.TPEOracle.make_sampler
+    monkeypatch.setattr(
+        samplers.TPEOracle,
+        "make_sampler",
+        lambda self, seed: asked.append(len(oracle.keras_tuner.trials)) or original(self, seed),
+    )
+    oracle = make("tpe")
+    for number in range(2 * samplers.STARTUP):
+        ask = oracle.ask(number)
+        pruned = number % 2 == 0
+        curve = {1: score(ask)} if pruned else None
+        oracle.tell(number, ask.values, None if pruned else score(ask), curve=curve)
+    assert not asked
+    oracle.ask(2 * samplers.STARTUP)
+    assert set(asked) == {2 * samplers.STARTUP}
 
 
 @pytest.mark.parametrize("kind", ["random", "grid", "bayesian", "hyperband", "tpe", GP])
 def test_refused_trials_are_taken_in_and_tpe_learns_what_is_allowed(kind):
     oracle = make(kind)
     refused = []
-    for number in range(16 if kind == "grid" else 30):
+    for number in range({"grid": 16, "bayesian": 12}.get(kind, 30)):
         ask = oracle.ask(number)
         if ask is None:
             break

@@ -75,7 +75,8 @@ def test_a_replay_decides_alike_also_of_epochs_that_came_twice(kind):
     assert max(first) == 9
 
 
-def test_rungs_begin_behind_the_warm_up_unless_told():
-    assert PrunerTable(kind="asha").rungs(27) == [7, 21]
-    assert PrunerTable(kind="median").rungs(8) == [2, 3, 4, 5, 6, 7]
+def test_rungs_begin_at_a_ninth_unless_told():
+    assert PrunerTable(kind="asha").rungs(27) == [3, 9]
+    assert PrunerTable(kind="asha").rungs(10) == [2, 6]
+    assert PrunerTable(kind="median").rungs(8) == [1, 2, 3, 4, 5, 6, 7]
     assert PrunerTable().rungs(27) == []

@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two seeds, a tenth of the budget")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=SEARCHES, default=[*SEARCHES])
     parser.add_argument("--seeds", type=int, default=30)
-    parser.add_argument("--trials", type=int, default=100, help="the budget in whole trainings")
+    parser.add_argument("--trials", type=int, default=40, help="the budget in whole trainings")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keeps what was found")
     parser.add_argument("--figure", type=Path, metavar="FILE")
     options = parser.parse_args()

@@ -520,6 +520,6 @@ SEARCHES: dict[str, Search] = {
     "ours tpe, median": ours("tpe", "median"),
     "ours tpe, asha": ours("tpe", "asha"),
     "ours tpe, asha from 1": ours("tpe", "asha", **{"pruner.first_epoch": 1}),
-    "ours tpe, asha from 3": ours("tpe", "asha", **{"pruner.first_epoch": 3}),
+    "ours tpe, asha from a quarter": ours("tpe", "asha", **{"pruner.first_epoch": 7}),
 }
 FEWER = {"KerasTuner bayesian": 10, "Syne Tune ASHA, CQR": 10}  # seeds: slow to ask

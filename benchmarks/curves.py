@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from cnn_search.ledger import read_record
+from cnn_search.ledger import Record, read_record
 
 Key = tuple[Any, ...]
 Curve = npt.NDArray[np.float64]
@@ -78,12 +78,8 @@ class Curves:
         return tuple(values.get(name) for name in self.names)
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Return a row for each trial of a ledger; one that diverged has the score 0 throughout."""
-    record = read_record(path)
-    varying = [
-        name for name, value in record.definition["space"].items() if isinstance(value, list)
-    ]
+def rows_of(record: Record, varying: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a row for each trial; one that diverged has the score 0 throughout."""
     rows = []
     for trial in record.trials.values():
         if trial.status not in ("finished", "failed"):
@@ -140,7 +136,10 @@ def main() -> None:
         for path in options.files:
             describe(path)
         return
-    table = pd.DataFrame([row for path in options.files for row in rows_of(path)])
+    records = [read_record(path) for path in options.files]
+    space = records[0].definition["space"]
+    varying = [name for name, value in space.items() if isinstance(value, list)]
+    table = pd.DataFrame([row for record in records for row in rows_of(record, varying)])
     table.to_parquet(options.to, compression="zstd", index=False)
     print(f"{len(table):,} curves, {options.to.stat().st_size / 1e6:.2f} MB in {options.to}")
 

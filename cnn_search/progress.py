@@ -101,10 +101,13 @@ class Reporter:
             self.say(f"{self._name(trial)}: epoch {event['epoch']}/{trial.epochs}  {news}")
 
     def _time_left(self, record: Record) -> str:
-        """Estimate what is left from the mean epoch so far: a rough guide, as networks differ."""
-        trials = record.finals if record.job == "final" else record.trials
-        epochs = [s for trial in trials.values() for s in trial.seconds.values()]
-        left = max(0, self.epochs - len(epochs)) * sum(epochs) / len(epochs)
+        """Estimate what is left: as many of the epochs end early as so far, and take as long."""
+        trials = (record.finals if record.job == "final" else record.trials).values()
+        epochs = [s for trial in trials for s in trial.seconds.values()]
+        early = [trial for trial in trials if trial.status in ("pruned", "failed")]
+        saved = sum(trial.epochs - len(trial.curve) for trial in early)
+        each = sum(epochs) / (len(epochs) + saved)
+        left = max(0, self.epochs - len(epochs) - saved) * each
         if self.minutes and record.job == "search":
             left = min(left, self.minutes * 60 - record.seconds)
         return f"about {duration(max(0.0, left))} left"

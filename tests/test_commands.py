@@ -424,7 +424,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     arguments = ["cifar10", "--dry-run", "--epochs", "9", "--mlruns", str(tmp_path / "mlruns")]
     sweep.main.main(arguments, standalone_mode=False)
     said = capsys.readouterr().out
-    assert "at most 20 trials and 180 epochs in all" in said
+    assert "at most 60 trials and 540 epochs in all" in said
     assert "trains in 1 worker process here" in said
     options = "--workers 2 --epochs-total 50 --disk-quota 900".split()
     sweep.main.main([*arguments, *options], standalone_mode=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import logging
 import tempfile
 from collections import deque
 from collections.abc import Callable
@@ -413,6 +414,7 @@ def syne_tune(name: str) -> Search:
     """Return a search by one of Syne Tune's multi-fidelity schedulers."""
 
     def run(problem: Problem, seed: int, spent: Spent) -> None:
+        logging.getLogger("syne_tune").setLevel(logging.ERROR)
         from syne_tune.backend.trial_status import Trial
         from syne_tune.config_space import choice
         from syne_tune.optimizer import baselines

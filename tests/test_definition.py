@@ -166,7 +166,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
 def test_grid_wants_to_know_over_what(tmp_path: Path) -> None:
     (line,) = problems("digits", {"oracle.kind": "grid"})
     assert "[oracle] over: expected the names of the hyperparameters that grid varies" in line
-    (line,) = problems("digits", {"oracle.over": ["kernel"]})
+    (line,) = problems("digits", {"oracle.kind": "random", "oracle.over": ["kernel"]})
     assert "[oracle] over: expected with kind 'grid' only; received kind 'random'" in line
     grid = read("digits", {"oracle.kind": "grid", "oracle.over": ["kernel"]})
     assert grid.oracle.over == ["kernel"]
@@ -253,9 +253,10 @@ def test_changes_lie_on_top_of_the_file() -> None:
         {"training.epochs": 3, "oracle.kind": "bayesian", "trials": 5, "space.kernel": [3, 5]},
     )
     assert differences(plain.as_json(), changed.as_json()) == [
-        "trials: 10 -> 5",
+        "trials: 30 -> 5",
         "training.epochs: 20 -> 3",
-        'oracle.kind: "random" -> "bayesian"',
+        'oracle.kind: "tpe" -> "bayesian"',
+        'pruner.kind: "asha" -> "none"',
         "space.kernel: null -> [3, 5]",
     ]
 
@@ -347,7 +348,7 @@ OTHERS: dict[str, Any] = {  # of every field another value than digits.toml's
     "engine.max_attempts": 5,
     "engine.max_minutes": 7.0,
     "engine.max_megabytes": 3000,
-    "pruner.kind": "asha",
+    "pruner.kind": "median",
     "pruner.first_epoch": 2,
     "pruner.factor": 2,
     "pruner.percentile": 50.0,
@@ -468,7 +469,10 @@ def test_an_oracle_and_a_pruner_that_nobody_named_are_chosen(
             {"oracle.kind": "hyperband", "pruner.kind": "asha"},
             "expected none with the oracle hyperband",
         ),
-        ({"costs": ["flops"]}, "expected with the oracles tpe and gp only"),
+        (
+            {"oracle.kind": "random", "costs": ["flops"]},
+            "expected with the oracles tpe and gp only",
+        ),
         (
             {"oracle.kind": "tpe", "costs": ["flops"], "pruner.kind": "median"},
             "costs: expected without a pruner",
@@ -489,7 +493,8 @@ def test_what_does_not_go_together_is_refused_in_a_line(
 
 
 def test_the_definition_of_an_older_ledger_gets_the_defaults_of_what_is_new() -> None:
-    old = read("digits").as_json()
-    for name in ("pruner", "stop", "costs", "constraints"):
+    now = read("digits", {"oracle.kind": "random"})
+    old = now.as_json()
+    for name in ("pruner", "stop", "costs", "constraints", "registry"):
         del old[name]
-    assert from_record(old) == read("digits")
+    assert from_record(old) == now

@@ -39,6 +39,7 @@ NOT_IN_DIGEST = {
     *("data", "data_dir", "engine", "final", "stop"),
 }
 AUTO = "auto"
+WORTH_PRUNING = 6  # epochs of a trial
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -407,7 +408,7 @@ def _choose(content: dict[str, Any]) -> tuple[str, ...]:
     """Put in the oracle and the pruner that are left to us, and return which: "auto", or left out.
 
     What was found to need the fewest epochs (docs/search.md). Who names an oracle gets no pruner
-    that is not named too.
+    that is not named too; where trials are short, there is little to save.
     """
     oracle, pruner = content.setdefault("oracle", {}), content.setdefault("pruner", {})
     if not (isinstance(oracle, dict) and isinstance(pruner, dict)):
@@ -417,8 +418,11 @@ def _choose(content: dict[str, Any]) -> tuple[str, ...]:
         oracle["kind"] = "grid" if oracle.get("over") else "tpe"
         chosen.append("oracle")
     if pruner.get("kind", AUTO if chosen else "none") == AUTO:
-        prunes = oracle["kind"] in ("random", "tpe", "gp") and not content.get("costs")
-        pruner["kind"] = "asha" if prunes else "none"
+        training = content.get("training")
+        epochs = training.get("epochs") if isinstance(training, dict) else None
+        short = isinstance(epochs, int) and epochs < WORTH_PRUNING
+        plain = oracle["kind"] in ("random", "tpe", "gp") and not content.get("costs")
+        pruner["kind"] = "asha" if plain and not short else "none"
         chosen.append("pruner")
     return tuple(chosen)
 

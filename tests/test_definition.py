@@ -443,6 +443,8 @@ def test_a_shipped_sweep_says_its_purpose_in_its_first_line(name: str) -> None:
         ({}, "tpe", "asha", ("oracle", "pruner")),
         ({"oracle.kind": "auto", "pruner.kind": "auto"}, "tpe", "asha", ("oracle", "pruner")),
         ({"costs": ["flops"]}, "tpe", "none", ("oracle", "pruner")),
+        ({"training.epochs": 5}, "tpe", "none", ("oracle", "pruner")),
+        ({"training.epochs": 6}, "tpe", "asha", ("oracle", "pruner")),
         ({"pruner.kind": "median"}, "tpe", "median", ("oracle",)),
         ({"oracle.over": ["kernel"]}, "grid", "none", ("oracle", "pruner")),
         ({"oracle.kind": "random"}, "random", "none", ()),

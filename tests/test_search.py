@@ -291,7 +291,7 @@ def test_failures_are_kept_with_their_reason_and_the_search_goes_on(tmp_path, di
 
     monkeypatch.setattr(Space, "fit", fit)
     constant = {**TINY, "schedule": "constant"}
-    outcome = run(tmp_path, digits, {"space": constant})
+    outcome = run(tmp_path, digits, {"space": constant, "oracle.kind": "random"})
     assert [trial.status for trial in outcome.record.trials.values()] == [
         "finished",
         "failed",

@@ -248,7 +248,7 @@ def test_the_parent_run_tells_the_whole_sweep(mlruns: Path) -> None:
     params, tags = run.data.params, run.data.tags
     assert params["data"] == "digits"
     assert params["training.epochs"] == "2"
-    assert params["oracle.kind"] == "random"
+    assert params["oracle.kind"] == "tpe"
     assert "minutes" not in params
     assert tags["data_digest"] == datasets.load("digits", train_limit=300).digest
     assert tags["data_source"] == header["data"]["source"]

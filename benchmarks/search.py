@@ -131,7 +131,7 @@ def draw(results: dict[str, Any], best: float, budget: int, file: Path) -> None:
         house = name.split(maxsplit=1)[0]
         quickest[house] = min(quickest.get(house, (np.inf, "")), (epochs, name))
     shown = dict.fromkeys([REFERENCE, *(name for _, name in sorted(quickest.values()))])
-    axis = np.unique(np.geomspace(budget / 100, budget, 200).round())
+    axis = np.unique(np.geomspace(budget / 12, budget, 200).round())
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for number, name in enumerate(shown):
         histories = results[name]["histories"]
@@ -148,6 +148,7 @@ def draw(results: dict[str, Any], best: float, budget: int, file: Path) -> None:
         axis[0], 100 * (best - target), " random's end", va="bottom", fontsize=8, color="grey"
     )
     axes.set(xscale="log", yscale="log", xlabel="epochs spent", ylabel="behind the best, in points")
+    axes.set_ylim(bottom=100 * (best - target) / 20)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)

@@ -157,11 +157,11 @@ class _Final(Retrainer):
         """Return the baselines, then the best trials that are none."""
         ranking = self.record.ranking()
         books = list(self.baselines.values())
-        # whom [registry] takes is one of them, though others may be better
-        choice = [trial for trial in [self.record.choice()] if trial is not None]
-        others = [trial for trial in [*choice, *ranking] if trial.values not in books]
-        best = list({trial.number: trial for trial in others}.values())[: self.table.top]
-        best.sort(key=ranking.index)
+        others = [trial for trial in ranking if trial.values not in books]
+        best, rest = others[: self.table.top], others[self.table.top :]
+        choice = self.record.choice(ranking)
+        if choice in rest:  # whom [registry] takes is one of them, though others may be better
+            best[-1] = choice
         found = [_finalist(name, values, name, ranking) for name, values in self.baselines.items()]
         return found + [_finalist(f"trial {t.number}", t.values, "", ranking) for t in best]
 

@@ -259,9 +259,8 @@ class Record:
         """Return the first retrainings with these values, in the order of their seeds."""
         return [trial for trial in self.finals.values() if trial.values == values][:seeds]
 
-    def choice(self) -> Trial | None:
-        """Return who is to be registered: the best, or a cheaper one near it (see [registry])."""
-        ranking = self.ranking()
+    def choice(self, ranking: Sequence[Trial]) -> Trial | None:
+        """Return who of a ranking is to be registered: the best, or a cheaper one near it."""
         sign = 1 if self.header["direction"] == "max" else -1
         scores = [(sign * trial.result["score"], trial.costs) for trial in ranking]
         return ranking[choose(scores, self.definition)] if ranking else None

@@ -14,6 +14,7 @@ import numpy as np
 
 from cnn_search.datasets import Dataset, Part
 from cnn_search.definition import Definition, OracleTable
+from cnn_search.limits import costs_of
 from cnn_search.network import count_flops
 from cnn_search.oracles import Oracle
 from cnn_search.search import baseline_values, searched, setup_of
@@ -129,6 +130,6 @@ def seconds_of(sizes: list[Size], trials: int, epochs: int, full: int) -> float:
 
 def megabytes_of(sizes: list[Size], trials: int, keep_models: int) -> float:
     """Return about how much of the disk a sweep takes: its folder and MLflow's, local both."""
-    largest = max(4e-6 * size.parameters for size in sizes)
+    largest = max(costs_of(size.parameters, size.flops)["megabytes"] for size in sizes)
     # the weights that are kept, the registered one, and a checkpoint with the optimiser's moments
     return trials * MEGABYTES_A_TRIAL + (keep_models + 1 + 4) * largest

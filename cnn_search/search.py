@@ -360,7 +360,7 @@ class _Search(Driver):
     def finish(self) -> None:
         """Make the best trial the champion."""
         self._tidy()  # a pruned trial may have left a checkpoint while it stopped
-        choice = self.record.choice()
+        choice = self.record.choice(self.record.ranking())
         if self.ending != "interrupted" and choice and choice.number != self.record.champion:
             self.append("champion", trial=choice.number)
 
@@ -370,8 +370,10 @@ class _Search(Driver):
         unended = [t for t in trials if t.status not in ENDED]
         needed = {t.number for t in unended} | {t.parent for t in unended}
         needed |= self.oracle.may_promote()
-        best = {trial.number for trial in self.record.ranking()[: self.definition.keep_models]}
-        best |= {choice.number for choice in [self.record.choice()] if choice}
+        ranking = self.record.ranking()
+        best = {trial.number for trial in ranking[: self.definition.keep_models]}
+        if (choice := self.record.choice(ranking)) is not None:
+            best.add(choice.number)
         for trial in trials:
             folder = self.setup.trial_folder(trial.number)
             if trial.number not in needed:

@@ -48,6 +48,7 @@ class Problem:
         size: Of the space.
         file: The definition of recorded curves; None for a table of others.
         curves: That table.
+        fixed: What its definition leaves open, and the table has one value of.
     """
 
     space: keras_tuner.HyperParameters
@@ -57,6 +58,7 @@ class Problem:
     size: int
     file: Path | None = None
     curves: Curves | None = None
+    fixed: dict[str, Any] = field(default_factory=dict)
 
     def choices(self) -> dict[str, list[Any]]:
         """Return what may be chosen by name, conditions left out."""
@@ -80,13 +82,15 @@ def recorded(file: Path, score: Score) -> Problem:
     setup = search.setup_of(sweep, Path("unused"))
     space = make_space(setup, datasets.load("digits", train_limit=200)).hyperparameters()
     over = [name for name, values in sweep.space.items() if isinstance(values, list)]
-    fixed = {hp.name: hp.default for hp in space.space if hp.name not in over}
+    fixed = {hp.name: hp.default for hp in space.space} | sweep.space
+    fixed = {name: value for name, value in fixed.items() if name not in over}
     narrowed = narrow(space, {**fixed, **sweep.space})
 
     def curve(values: dict[str, Any]) -> Curve:
         return curves.of[curves.key(values)]
 
-    return Problem(narrowed, curves.epochs, curve, curves.best, len(curves.of), file, curves)
+    size = len(curves.of)
+    return Problem(narrowed, curves.epochs, curve, curves.best, size, file, curves, fixed)
 
 
 def nas_bench_201(data: str) -> Problem:
@@ -209,6 +213,7 @@ def ours(kind: str, pruner: str = "none", **changes: Any) -> Search:
         full, curves = problem.epochs, problem.curves
         limits = {"trials": 10**6, "epochs_total": spent.budget + full, "seed": seed}
         limits |= {"oracle.over": [], "keep_models": 1, "oracle.kind": kind}
+        limits |= {f"space.{name}": value for name, value in problem.fixed.items()}
         if pruner != "none":
             limits["pruner.kind"] = pruner
         sweep = definition.read(str(problem.file), limits | changes)

@@ -249,7 +249,8 @@ class Definition(_Table):
         train_limit: Use only so many images of the training part.
         image_size: (height, width) that a folder's images are resized to.
         objective: What is searched for, and ranked by; a key of `training.OBJECTIVES`.
-        costs: What is searched for beside it, as small as can be: some of `limits.Cost`.
+        costs: What is searched for beside it, as small as can be: some of `limits.Cost`. A file
+            names both in one list, `objectives`.
         seed: At least 1.
         trials: How many in all, baselines among them; Hyperband has its own budget.
         minutes: Training ends after the epoch that runs then, summed over all runs of the sweep.
@@ -302,13 +303,13 @@ class Definition(_Table):
             )
         if self.costs and self.oracle.kind not in ("tpe", "gp"):
             raise ValueError(
-                "costs: expected with the oracles tpe and gp only, as the others know one "
-                f"objective; received oracle {self.oracle.kind!r}"
+                "objectives: expected one with any oracle but tpe and gp, as the others know one; "
+                f"received oracle {self.oracle.kind!r}"
             )
         if self.costs and self.pruner.kind != "none":
             raise ValueError(
-                "costs: expected without a pruner, which compares by one objective; received "
-                f"pruner {self.pruner.kind!r}"
+                "objectives: expected one with a pruner, which compares by one; received pruner "
+                f"{self.pruner.kind!r}"
             )
         return self
 
@@ -398,10 +399,25 @@ def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
         spaces = importlib.resources.files("search_spaces")
         own_space = spaces.joinpath(f"{content['data']}.py").is_file()
         content["search_space"] = content["data"] if own_space else "images"
+    _expand_objectives(content, file)
     chosen = _choose(content)
     definition = _validate(content, file)
     definition._chosen = chosen
     return definition
+
+
+def _expand_objectives(content: dict[str, Any], file: Any) -> None:
+    """Put `objective` and `costs` in the place of `objectives`, which names them in one list."""
+    if "objectives" not in content:
+        return
+    named = content.pop("objectives")
+    if not isinstance(named, list) or len(named) < 2 or {"objective", "costs"} & set(content):
+        raise DefinitionError(
+            f'{file}: objectives: expected a metric and what it may cost, as ["val_accuracy", '
+            f'"flops"], and no `objective` beside it; received {json.dumps(named, default=str)}. '
+            "Correct it."
+        )
+    content["objective"], *content["costs"] = named
 
 
 def _choose(content: dict[str, Any]) -> tuple[str, ...]:

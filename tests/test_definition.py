@@ -442,7 +442,7 @@ def test_a_shipped_sweep_says_its_purpose_in_its_first_line(name: str) -> None:
     [
         ({}, "tpe", "asha", ("oracle", "pruner")),
         ({"oracle.kind": "auto", "pruner.kind": "auto"}, "tpe", "asha", ("oracle", "pruner")),
-        ({"costs": ["flops"]}, "tpe", "none", ("oracle", "pruner")),
+        ({"objectives": ["val_loss", "flops"]}, "tpe", "none", ("oracle", "pruner")),
         ({"training.epochs": 5}, "tpe", "none", ("oracle", "pruner")),
         ({"training.epochs": 6}, "tpe", "asha", ("oracle", "pruner")),
         ({"pruner.kind": "median"}, "tpe", "median", ("oracle",)),
@@ -472,14 +472,18 @@ def test_an_oracle_and_a_pruner_that_nobody_named_are_chosen(
             "expected none with the oracle hyperband",
         ),
         (
-            {"oracle.kind": "random", "costs": ["flops"]},
-            "expected with the oracles tpe and gp only",
+            {"oracle.kind": "random", "objectives": ["val_accuracy", "flops"]},
+            "objectives: expected one with any oracle but tpe and gp",
         ),
         (
-            {"oracle.kind": "tpe", "costs": ["flops"], "pruner.kind": "median"},
-            "costs: expected without a pruner",
+            {"objectives": ["val_accuracy", "flops"], "pruner.kind": "median"},
+            "objectives: expected one with a pruner",
         ),
-        ({"oracle.kind": "tpe", "costs": ["seconds"]}, "'parameters', 'flops' or 'megabytes'"),
+        ({"objectives": ["val_accuracy", "seconds"]}, "'parameters', 'flops' or 'megabytes'"),
+        ({"objectives": ["flops", "parameters"]}, "expected 'val_accuracy', 'val_loss'"),
+        ({"objectives": ["val_accuracy"]}, "objectives: expected a metric and what it may cost"),
+        ({"objectives": "val_accuracy"}, "objectives: expected a metric and what it may cost"),
+        ({"objectives": ["val_loss", "flops"], "objective": "val_loss"}, "no `objective` beside"),
         ({"constraints": {"parameter": "<= 3"}}, "'parameters', 'flops' or 'megabytes'"),
         ({"constraints": {"flops": "< 3"}}, "'<= NUMBER' or '>= NUMBER'"),
         ({"constraints": {"flops": "<= many"}}, "received '<= many'"),
@@ -492,6 +496,11 @@ def test_what_does_not_go_together_is_refused_in_a_line(
     [line] = problems("digits", changes)
     assert message in line
     assert line.endswith("Correct it.")
+
+
+def test_objectives_are_a_metric_and_what_it_costs() -> None:
+    sweep = read("digits", {"objectives": ["val_loss", "flops", "parameters"]})
+    assert (sweep.objective, sweep.costs) == ("val_loss", ["flops", "parameters"])
 
 
 def test_the_definition_of_an_older_ledger_gets_the_defaults_of_what_is_new() -> None:

@@ -403,7 +403,8 @@ def test_a_flat_search_ends_and_a_larger_patience_goes_on(tmp_path, digits, monk
 
 
 def test_accuracy_and_a_cost_are_searched_for_together(tmp_path, digits):
-    changes = {"costs": ["parameters"], "oracle.kind": "tpe", "trials": 4, "training.epochs": 1}
+    several = ["val_accuracy", "parameters"]
+    changes = {"objectives": several, "oracle.kind": "tpe", "trials": 4, "training.epochs": 1}
     outcome = run(tmp_path, digits, changes)
     assert [t.status for t in outcome.record.trials.values()] == ["finished"] * 4
     again = run(tmp_path, digits, {**changes, "trials": 5})

@@ -12,8 +12,6 @@ from cnn_search import statistics
 from cnn_search.ledger import Record, Trial, unpack_bits
 from cnn_search.progress import changes, duration
 
-BACKWARD_AND_FORWARD = 3  # passes' worth of FLOPs a trained image: backward counts twice
-
 
 def answer(record: Record) -> dict[str, Any]:
     """Return what a sweep found, as plain data ready for JSON.
@@ -131,7 +129,6 @@ def _row(
     tests = [trial.tests[weights] for trial in trials]
     results = [trial.result for trial in trials]
     images = record.header["data"]["train_images"]
-    forward = results[0]["flops"]
     failed = [t for t in record.retrainings(finalist["name"]) if t.status == "failed"]
     searched = record.trials.get(finalist["trial"])
     return {
@@ -160,9 +157,8 @@ def _row(
         "failed": [trial.failure["reason"] for trial in failed],
         "searched_score": searched.result.get("score") if searched else None,
         "parameters": results[0]["parameters"],
-        "flops": forward,
-        "training_flops": BACKWARD_AND_FORWARD
-        * forward
+        "flops": results[0]["flops"],
+        "training_flops": trials[0].training_flops
         * images
         * float(np.mean([len(trial.curve) for trial in trials])),
         "training_seconds": float(np.mean([sum(t.seconds.values()) for t in trials])),
@@ -200,7 +196,7 @@ def _fewer_flops(record: Record, winner: Mapping[str, Any], book: str) -> dict[s
     if not len(reached):
         return None
     flops = {
-        name: next(t.result["flops"] for t in record.retrainings(name) if t.result)
+        name: next(t.training_flops for t in record.retrainings(name) if t.result)
         for name in curves
     }
     epochs = int(reached[0]) + 1

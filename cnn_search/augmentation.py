@@ -27,6 +27,8 @@ class AugmentationConfig:
         shift: Largest shift along each axis, as a share of the side; drawn continuously.
         zoom: Each axis on its own is scaled by a factor drawn from [1 - zoom, 1 + zoom].
         flip: Mirror left and right with probability 1/2.
+        flip_alternates: With `flip`, mirror each image in every other epoch instead, from the
+            first or from the second on with probability 1/2 (Jordan 2024, arXiv:2404.00498).
         rotation: Largest rotation either way, in degrees.
         crop: Largest shift along each axis in whole pixels; the same as padding every side by
             `crop` and cutting a random window.
@@ -39,6 +41,7 @@ class AugmentationConfig:
     shift: float = 0.0
     zoom: float = 0.0
     flip: bool = False
+    flip_alternates: bool = False
     rotation: float = 0.0
     crop: int = 0
     cutout: int = 0
@@ -65,9 +68,15 @@ class Draws:
 
 
 def draw(
-    config: AugmentationConfig, n: int, shape: tuple[int, int, int], rng: np.random.Generator
+    config: AugmentationConfig,
+    n: int,
+    shape: tuple[int, int, int],
+    rng: np.random.Generator,
+    turned: npt.NDArray[np.bool_] | None = None,
 ) -> Draws:
     """Draw what happens to each of `n` images of `shape` (height, width, channels).
+
+    Which of them are mirrored is not drawn but `turned`, if that is given.
 
     Every kind draws its numbers whether it is on or not, so that switching one kind off leaves what
     the others draw as it was.
@@ -75,7 +84,8 @@ def draw(
     height, width, _ = shape
     shift = rng.uniform(-1, 1, (n, 2)) * config.shift * (height, width)
     zoom = 1 + rng.uniform(-1, 1, (n, 2)) * config.zoom
-    mirror = np.where((rng.random(n) < 0.5) & config.flip, -1.0, 1.0)
+    drawn = rng.random(n) < 0.5
+    mirror = np.where((drawn if turned is None else turned) & config.flip, -1.0, 1.0)
     angle = np.deg2rad(rng.uniform(-1, 1, n) * config.rotation)
     holes = rng.integers(0, (height, width), (n, 2))
     # the last, since how many random bits it takes depends on how wide it is
@@ -161,9 +171,12 @@ class Batches(keras.utils.PyDataset):
         as well.
         """
         rng = np.random.default_rng([self.seed, epoch])
-        n = len(self.images)
+        n, turned = len(self.images), None
+        if self.config.flip_alternates:
+            turned = np.random.default_rng([self.seed, 0, 1]).random(n) < 0.5
+            turned ^= bool(epoch % 2)
         # one attribute, set at once: a prefetching thread sees the old epoch or the new one
-        self.plan = rng.permutation(n), draw(self.config, n, self.images.shape[1:], rng)
+        self.plan = rng.permutation(n), draw(self.config, n, self.images.shape[1:], rng, turned)
 
     def __len__(self) -> int:
         return math.ceil(len(self.images) / self.batch_size)

@@ -36,7 +36,7 @@ from cnn_search.limits import Cost
 # they are has a digest of its own)
 NOT_IN_DIGEST = {
     *("trials", "minutes", "epochs_total", "disk_megabytes", "keep_models"),
-    *("data", "data_dir", "engine", "final", "stop"),
+    *("data", "data_dir", "engine", "final", "stop", "recipes"),
 }
 AUTO = "auto"
 WORTH_PRUNING = 6  # epochs of a trial
@@ -258,6 +258,7 @@ class Definition(_Table):
             together.
         disk_megabytes: The search ends when its sweep's folder has become larger.
         baselines: The first is trial 0; empty for the data set's first, "all" for each.
+        recipes: Try what the space recommends next.
         keep_models: How many of the best trials keep their weights.
         training, oracle, pruner, stop, engine, registry: See there.
         final: See there; without it, a sweep ends with its search.
@@ -282,6 +283,7 @@ class Definition(_Table):
     epochs_total: Annotated[int, Field(ge=1)] | None = None
     disk_megabytes: Annotated[float, Field(gt=0)] | None = None
     baselines: list[str] = []
+    recipes: bool = True
     keep_models: Annotated[int, Field(ge=1)] = 3
     training: TrainingTable = TrainingTable()
     oracle: OracleTable = OracleTable()

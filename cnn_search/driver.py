@@ -29,8 +29,7 @@ from cnn_search.training import CRASH, Setup, Stop, Task
 OnEvent = Callable[[Record, Event], None]
 Say = Callable[[str], None]
 TICK_SECONDS = 1.0  # at most so long until a limit is noticed
-GRACE_SECONDS = 30.0  # for a trial that was told to stop, until it is killed
-CHOSEN = ("oracle", "earlier")  # sources of trials that nobody asked for by name
+CHOSEN = ("oracle", "earlier", "recipe")  # sources of trials that nobody asked for by name
 QUARANTINE = 2  # workers that a configuration killed, after which it is not tried again
 
 
@@ -231,7 +230,7 @@ class Driver(abc.ABC):
                 self.prune(trial, event)
                 engine.stop("now", number)
                 self._deadlines[number] = time.monotonic()
-                self._killed_at[number] = time.monotonic() + GRACE_SECONDS
+                self._killed_at[number] = time.monotonic() + engine.grace_seconds
             elif kind == "stopped" and fields.get("reason") == "disk" and not self.ending:
                 self._stop_all(engine, "disk", "now")
 
@@ -277,7 +276,7 @@ class Driver(abc.ABC):
         for number in [n for n, deadline in self._deadlines.items() if now > deadline]:
             trial = self.trials[number]
             if number not in self._killed_at:
-                self._killed_at[number] = now + GRACE_SECONDS
+                self._killed_at[number] = now + engine.grace_seconds
                 self.append("stop", **self._name(trial), reason="timeout")
                 engine.stop("now", number)
             elif now > self._killed_at[number]:

@@ -35,7 +35,10 @@ class Engine(abc.ABC):
             slots. Every attempt that was
             submitted gives one "start" and then, in the end, one of "done", "failed", "stopped"
             and "died", unless it is killed.
+        grace_seconds: For a trial that was told to stop, until it is killed.
     """
+
+    grace_seconds = 30.0
 
     def __init__(self) -> None:
         # a SimpleQueue, since the signal handler puts into it too
@@ -80,6 +83,10 @@ class Engine(abc.ABC):
 
 class InlineEngine(Engine):
     """Trains one trial at a time in a thread of this process; final."""
+
+    # one that does not stop ends the sweep: on a busy machine, TensorFlow was seen to take half a
+    # minute over the first batch of an epoch
+    grace_seconds = 600.0
 
     def __init__(self, setup: Setup, dataset: Dataset) -> None:
         super().__init__()

@@ -48,6 +48,7 @@ from cnn_search.errors import LedgerError
 from cnn_search.limits import Cost, costs_of, violations
 
 Event = dict[str, Any]
+BACKWARD_AND_FORWARD = 3  # passes' worth of FLOPs a trained image: backward counts twice
 DEADLY = ("died", "memory", "lost")  # reasons for which a worker ends under a trial
 ENDINGS = {  # the status of a trial that does not go on, by the event that ends it
     "done": "finished",
@@ -80,6 +81,7 @@ class Trial:
         failure: The fields of "failed"; or of "refused", as such.
         finalist: Of a retraining: whose, by its name in the plan.
         tests: Of a retraining: the fields of "test", by which weights were scored.
+        recipe: Its name in the space, if it is one.
     """
 
     number: int
@@ -99,12 +101,18 @@ class Trial:
     failure: dict[str, Any] = field(default_factory=dict)
     finalist: str = ""
     tests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    recipe: str = ""
 
     @property
     def costs(self) -> dict[Cost, float]:
         """What its network costs, if it finished."""
         result = self.result
         return costs_of(result["parameters"], result["flops"]) if result else {}
+
+    @property
+    def training_flops(self) -> float:
+        """What it trains with for each image of each epoch; a prediction may be of many views."""
+        return float(BACKWARD_AND_FORWARD * self.result["flops"] / self.values.get("views", 1))
 
     def folder(self, sweep: Path) -> Path:
         """Return where its files are, in the folder of its sweep."""
@@ -195,7 +203,9 @@ class Record:
         elif kind == "ask":
             fields = ("values", "seed", "epochs", "parent", "source", "baseline", "oracle")
             self.trials[event["trial"]] = Trial(
-                event["trial"], **{name: event[name] for name in fields}
+                event["trial"],
+                **{name: event[name] for name in fields},
+                recipe=event.get("recipe", ""),  # older ledgers have none
             )
         elif kind != "session":
             self._apply_to_trial(self.trial_of(event), event)

@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
-from keras import layers
+import numpy.typing as npt
+from keras import layers, ops
 
 from cnn_search.errors import DefinitionError
 
 Pooling = Literal["none", "max", "average"]
 Shape = tuple[int, int, int]
+WHITENED = 5000  # training images that a whitening is computed from
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,24 @@ class NetworkConfig:
         activation: Name of a Keras activation, used everywhere but in the softmax.
         initialiser: Keras initialiser of the convolutions; dense layers use `dense_initialiser`.
         use_bias: Whether convolutions have a bias, also where a batch normalisation follows.
+        whitening: Begin with a 2x2 convolution, without padding, whose fixed filters are the
+            principal directions of the training images' patches, scaled to unit variance, and their
+            negatives (see `whiten`; Coates and Ng 2012; Jordan 2024, arXiv:2404.00498).
+        identity: The first filters of each convolution pass its input on, before training
+            (Zagoruyko and Komodakis 2017, arXiv:1706.00388; Jordan 2024).
+        normalisation_momentum: Share of the old statistics that a batch normalisation keeps at
+            each step. A short training needs less than Keras's .99.
+        normalisation_scale: Whether a batch normalisation learns a scale beside its offset.
         head: "flatten", or global "average" or "max" pooling.
         dense_units: Units of each dense layer before the softmax; may be empty.
         head_normalisation: "batch" adds a batch normalisation after each dense layer.
         head_dropout: Share of activations dropped after each dense layer, or after the pooling if
             there is none.
+        logit_scale: What the softmax's layer gets is multiplied by it (1/9: Page 2018, "How to
+            train your ResNet").
+        views: What the finished model predicts is a mean over so many views of an image: 1; 2, the
+            mirrored one too; 6, also both shifted by a pixel up left and down right, each at half
+            the weight (Jordan 2024).
         pad_to: Images smaller than this many pixels a side are zero-padded to it; 0 for never.
         pixel_mean, pixel_deviation: Per channel, of pixels in 0..1: the model computes
             `(pixel / 255 - mean) / deviation`. Constants, so they add no weights.
@@ -79,10 +94,16 @@ class NetworkConfig:
     initialiser: str = "glorot_uniform"
     dense_initialiser: str = "glorot_uniform"
     use_bias: bool = True
+    whitening: bool = False
+    identity: bool = False
+    normalisation_momentum: float = 0.99
+    normalisation_scale: bool = True
     head: Literal["flatten", "average", "max"] = "flatten"
     dense_units: tuple[int, ...] = ()
     head_normalisation: Literal["none", "batch"] = "none"
     head_dropout: float = 0.0
+    logit_scale: float = 1.0
+    views: Literal[1, 2, 6] = 1
     pad_to: int = 0
     pixel_mean: tuple[float, ...] = (0.0,)
     pixel_deviation: tuple[float, ...] = (1.0,)
@@ -95,7 +116,7 @@ def fitting_blocks(network: NetworkConfig, input_shape: Shape) -> tuple[BlockCon
         DefinitionError: not even the first block fits images of `input_shape`, or a residual
             block has padding "valid".
     """
-    sides = [max(side, network.pad_to) for side in input_shape[:2]]
+    sides = [max(side, network.pad_to) - network.whitening for side in input_shape[:2]]
     for count, block in enumerate(network.blocks):
         sides = [_side_after(block, side) for side in sides]
         if min(sides) < 1:
@@ -166,9 +187,15 @@ def build_network(
     if any(missing):
         borders = tuple((side // 2, side - side // 2) for side in missing)
         x = layers.ZeroPadding2D(borders, name="pad")(x)
+    if network.whitening:
+        whitening = layers.Conv2D(8 * x.shape[-1], 2, name="whitening")
+        x = layers.Activation(network.activation, name="whitened")(whitening(x))
+        whitening.kernel.trainable = False
     for index, block in enumerate(blocks, 1):
         x = _add_block(x, network, block, f"block{index}", seeds)
     x = _add_head(x, network, seeds)
+    if network.logit_scale != 1:
+        x = layers.Rescaling(network.logit_scale, name="logit_scale")(x)
     outputs = layers.Dense(
         classes,
         activation="softmax",
@@ -177,6 +204,41 @@ def build_network(
         name="probabilities",
     )(x)
     return keras.Model(inputs, outputs, name="cnn")
+
+
+def whiten(model: Any, images: npt.NDArray[np.uint8]) -> None:
+    """Set the filters of a model's whitening, if it has one, from training images."""
+    found = [layer for layer in model.layers if layer.name == "whitening"]
+    for layer in found:
+        before = keras.Model(model.input, layer.input)
+        maps = ops.convert_to_numpy(before(images[:WHITENED]))
+        patches = np.lib.stride_tricks.sliding_window_view(maps, (2, 2), (1, 2))
+        # (n, row, column, channel, 2, 2) -> (patches, 2 * 2 * channels), as a kernel is laid out
+        flat = np.moveaxis(patches, 3, 5).reshape(-1, 4 * maps.shape[-1])
+        values, vectors = np.linalg.eigh(np.cov(flat.astype(np.float64), rowvar=False))
+        filters = (vectors / np.sqrt(values + 5e-4)).reshape(2, 2, maps.shape[-1], -1)
+        layer.kernel.assign(np.concatenate([filters, -filters], axis=-1).astype(np.float32))
+
+
+def averaged(model: Any, views: int) -> Any:
+    """Return a model whose predictions are the mean of `model`'s over views of each image.
+
+    Args:
+        model: As `build_network` returns it.
+        views: As `NetworkConfig.views` says.
+    """
+    if views == 1:
+        return model
+    image = keras.Input(model.input_shape[1:], dtype="uint8", name="image")
+    middle = [model(image), model(ops.flip(image, axis=2))]
+    mean = layers.Average(name="views")(middle)
+    if views == 6:
+        edges = [(0, 0), (1, 1), (1, 1), (0, 0)]
+        wide = ops.pad(image, edges, mode="reflect")
+        moved = [layers.Cropping2D(cut)(wide) for cut in (((0, 2), (0, 2)), ((2, 0), (2, 0)))]
+        outer = [model(x) for one in moved for x in (one, ops.flip(one, axis=2))]
+        mean = layers.Average(name="all_views")([mean, layers.Average(name="moved_views")(outer)])
+    return keras.Model(image, mean, name="cnn")
 
 
 def _seeds(seed: int | None) -> Iterator[int | None]:
@@ -203,7 +265,7 @@ def _add_block(
     shortcut = x
     for index in range(block.convolutions):
         unit = f"{name}_conv{index + 1}"
-        x = layers.Conv2D(
+        convolution = layers.Conv2D(
             block.filters,
             block.kernel,
             strides=block.stride if index == 0 else 1,
@@ -211,14 +273,17 @@ def _add_block(
             use_bias=network.use_bias,
             kernel_initializer=_initialiser(network.initialiser, seeds),
             name=unit,
-        )(x)
+        )
+        x = convolution(x)
+        if network.identity:
+            _pass_on(convolution)
         if index == 0 and block.pooling_place == "inside":
             x = pool(x)
         if block.normalisation == "batch" and block.normalisation_place == "before":
-            x = layers.BatchNormalization(name=f"{unit}_norm")(x)
+            x = _normalise(x, network, f"{unit}_norm")
         x = layers.Activation(network.activation, name=f"{unit}_{network.activation}")(x)
         if block.normalisation == "batch" and block.normalisation_place == "after":
-            x = layers.BatchNormalization(name=f"{unit}_norm")(x)
+            x = _normalise(x, network, f"{unit}_norm")
     if block.residual:
         if shortcut.shape[1:] != x.shape[1:]:
             if block.stride > 1:
@@ -243,6 +308,20 @@ def _add_block(
     return x
 
 
+def _normalise(x: Any, network: NetworkConfig, name: str) -> Any:
+    momentum, scale = network.normalisation_momentum, network.normalisation_scale
+    return layers.BatchNormalization(momentum=momentum, scale=scale, name=name)(x)
+
+
+def _pass_on(convolution: Any) -> None:
+    """Have the first filters pass their input on; the others stay as they were drawn."""
+    kernel = ops.convert_to_numpy(convolution.kernel).copy()
+    passed, middle = min(kernel.shape[2:]), kernel.shape[0] // 2
+    kernel[..., :passed] = 0
+    kernel[middle, middle, range(passed), range(passed)] = 1
+    convolution.kernel.assign(kernel)
+
+
 def _add_head(x: Any, network: NetworkConfig, seeds: Iterator[int | None]) -> Any:
     def drop(x: Any, name: str) -> Any:
         return layers.Dropout(network.head_dropout, seed=next(seeds), name=name)(x)
@@ -261,7 +340,7 @@ def _add_head(x: Any, network: NetworkConfig, seeds: Iterator[int | None]) -> An
             name=f"dense{index}",
         )(x)
         if network.head_normalisation == "batch":
-            x = layers.BatchNormalization(name=f"dense{index}_norm")(x)
+            x = _normalise(x, network, f"dense{index}_norm")
         if network.head_dropout:
             x = drop(x, f"dense{index}_dropout")
     if network.head_dropout and not network.dense_units:
@@ -277,6 +356,8 @@ def count_flops(model: Any) -> int:
     """
     flops = 0
     for layer in model.layers:
+        if isinstance(layer, keras.Model):  # one that is asked about several views
+            flops += len(layer._inbound_nodes) * count_flops(layer)
         if isinstance(layer, layers.Conv2D | layers.Dense):
             kernel = layer.kernel.shape
             places = 1

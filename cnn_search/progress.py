@@ -76,7 +76,8 @@ class Reporter:
             of = f" ({trial.number + 1} of {self.trials})" if trial.number < self.trials else ""
             return f"final {trial.number}{of}: {trial.finalist}"
         number = f"trial {trial.number} ({trial.number + 1} of {self.trials})"
-        return number + (f" (baseline {trial.baseline})" if trial.baseline else "")
+        kinds = {"baseline": trial.baseline, "recipe": trial.recipe}
+        return number + "".join(f" ({kind} {name})" for kind, name in kinds.items() if name)
 
     def _on_start(self, record: Record, trial: Trial) -> None:
         again = f", attempt {trial.attempt}" if trial.attempt > 1 else ""

@@ -41,7 +41,7 @@ from cnn_search.ledger import (
 from cnn_search.limits import violations
 from cnn_search.oracles import Ask, Oracle
 from cnn_search.pruners import Pruner
-from cnn_search.spaces import complete, declared, narrow, size
+from cnn_search.spaces import complete, declared, narrow, outside, size
 from cnn_search.training import OBJECTIVES, SHOWN_IMAGES, Protocol, Setup, make_space
 
 MOST_REFUSED = 200  # configurations in a row that break the constraints
@@ -136,9 +136,10 @@ class _Search(Driver):
         self._undone: dict[int, Event] = {}  # epochs after which a kill was faster than "pruned"
         space = make_space(setup, dataset)
         whole = declared(space)
+        left = searched(definition, whole)
         self.oracle = Oracle(
             definition.oracle,
-            searched(definition, whole),
+            left,
             objective=definition.objective,
             epochs=definition.training.epochs,
             trials=definition.trials,
@@ -150,6 +151,8 @@ class _Search(Driver):
         self.baselines = list(baseline_values(space, definition.baselines).items())
         if definition.final:  # what is wrong there should not come out after the search
             baseline_values(space, definition.final.baselines)
+        recommended = space.recipe_values() if definition.recipes else {}
+        self.recipes = {n: v for n, v in recommended.items() if not outside(left, v)}
         self.tries = [complete(whole, self.baselines[0][1], values) for values in tries]
         self.earlier: dict[str, Any] = {}  # the event of that name, until it is written
         self.first: list[Mapping[str, Any]] = []  # configurations of earlier sweeps
@@ -247,6 +250,9 @@ class _Search(Driver):
         if self.baselines and not self.oracle.starts_with(self.baselines[0][1]):
             name, values = self.baselines.pop(0)
             return self._ask(number, "baseline", Ask(values), name)
+        if self.recipes and number >= 1:
+            name = next(iter(self.recipes))
+            return self._ask(number, "recipe", Ask(self.recipes.pop(name)), recipe=name)
         if self.first:
             return self._ask(number, "earlier", Ask(dict(self.first.pop(0))))
         ask = self.oracle.ask(number)
@@ -300,7 +306,9 @@ class _Search(Driver):
         )
         self.pruner.end(trial.number, event.get("score"))
 
-    def _ask(self, number: int, source: str, ask: Ask, baseline: str = "") -> Trial:
+    def _ask(
+        self, number: int, source: str, ask: Ask, baseline: str = "", recipe: str = ""
+    ) -> Trial:
         # a promoted trial goes on with its parent's data order and augmentation
         parent = None if ask.parent is None else self.record.trials[ask.parent]
         drawn = int(np.random.SeedSequence([self.definition.seed, number, 1]).generate_state(1)[0])
@@ -313,6 +321,7 @@ class _Search(Driver):
             parent=ask.parent,
             source=source,
             baseline=baseline,
+            recipe=recipe,
             oracle=ask.oracle,
         )
         return self.record.trials[number]
@@ -325,6 +334,7 @@ class _Search(Driver):
             elif event["kind"] == "ask":
                 if event["baseline"]:
                     self.baselines = [b for b in self.baselines if b[0] != event["baseline"]]
+                self.recipes.pop(event.get("recipe"), None)
                 if event["source"] == "earlier":
                     self.first.remove(event["values"])
                 if event["source"] == "oracle":

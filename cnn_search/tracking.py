@@ -271,8 +271,10 @@ class _Delivery:
             name = f"final {trial.number:03d} {trial.finalist}"
         else:
             tags["trial"] = str(trial.number)
-            tags["kind"] = f"baseline {trial.baseline}" if trial.baseline else trial.source
-            name = f"trial {trial.number:03d} {trial.baseline}".strip()
+            kind = "baseline" if trial.baseline else trial.source
+            called = trial.baseline or trial.recipe
+            tags["kind"] = f"{kind} {called}".strip()
+            name = f"trial {trial.number:03d} {called}".strip()
         if trial.parent is not None:
             tags["promoted_from"] = str(trial.parent)
         if event["attempt"] > 1:

@@ -31,7 +31,7 @@ from cnn_search.crash import recorded
 from cnn_search.datasets import Dataset, Part
 from cnn_search.errors import DefinitionError
 from cnn_search.limits import Cost, costs_of, violations
-from cnn_search.network import NetworkConfig, count_flops
+from cnn_search.network import NetworkConfig, averaged, count_flops
 from cnn_search.optimisation import TrainingConfig
 
 Values = Mapping[str, Any]
@@ -281,7 +281,8 @@ def _train(
         model = space.build(hp)
     except Exception as error:
         raise Unbuildable(f"{type(error).__name__}: {error}") from error
-    costs = costs_of(model.count_params(), count_flops(model))
+    views = space.configure(hp).network.views
+    costs = costs_of(model.count_params(), views * count_flops(model))
     if task.limited and (broken := violations(costs, setup.limits)):
         said = [f"{costs[name]:,.6g} {name}, allowed: {setup.limits[name]}" for name in broken]
         emit("refused", costs=costs, message=", ".join(said))
@@ -314,7 +315,8 @@ def _train(
             callbacks=follower.callbacks(model),
             verbose=0,
         )
-    inference = type(model).from_config(model.get_config())  # uncompiled: no optimiser in the file
+    # uncompiled: no optimiser in the file
+    inference = averaged(type(model).from_config(model.get_config()), views)
     for name in ("best", "last"):
         if name == setup.protocol.weights or setup.both_weights:
             inference.set_weights(getattr(state, name))
@@ -330,11 +332,14 @@ def _train(
     history = state.history
     last = setup.protocol.weights == "last"
     kept = len(history) - 1 if last else best_epoch(history, setup.objective)
-    trainable = sum(int(np.prod(weight.shape)) for weight in inference.trainable_weights)
+    metrics = history[kept]
+    if views > 1 and validation:  # the epochs' were of the image alone
+        metrics = metrics | space.evaluate(hp, inference, **validation)
+    trainable = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
     emit(
         "done",
-        score=history[kept].get(setup.objective),
-        metrics=history[kept],
+        score=metrics.get(setup.objective),
+        metrics=metrics,
         best_epoch=kept + 1,
         epochs=len(history),
         parameters=inference.count_params(),
@@ -449,9 +454,10 @@ def best_epoch(history: list[Epoch], objective: str) -> int:
 def describe_model(model: Any, shown: Part, folder: Path) -> None:
     """Write what the pictures need into `folder`: summary, diagram, predictions of a few images."""
     lines: list[str] = []
-    model.summary(line_length=100, print_fn=lines.append)
+    model.summary(line_length=100, print_fn=lines.append, expand_nested=True)
     (folder / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    diagram = keras.utils.model_to_dot(model, show_shapes=True, show_layer_names=True)
+    shown_so = {"show_shapes": True, "show_layer_names": True, "expand_nested": True}
+    diagram = keras.utils.model_to_dot(model, **shown_so)
     (folder / "diagram.dot").write_text(diagram.to_string(), encoding="utf-8")
     if not len(shown.labels):  # also since TensorFlow's convolutions do not take nothing
         return

@@ -29,6 +29,7 @@ class Space(images.Space):
     stride = (1,)
     pool_size = (2,)
     flip = (False,)
+    views = (1,)
     crop = (0, 1)
     batch_size = (16, 32, 64)
     averaging = (0.0, 0.9)  # an epoch has a few dozen steps only

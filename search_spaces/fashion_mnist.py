@@ -33,6 +33,9 @@ class Space(images.Space):
     """What may vary for Fashion-MNIST."""
 
     baselines: Mapping[str, Baseline] = BASELINES
+    recipes: Mapping[str, Configuration] = {
+        "fast": images.fast(32, 64, 128, mean=(0.2860,), deviation=(0.3530,))
+    }
     filters = (16, 32, 64, 128, 256)
     kernel = (3, 5)
     dropout = (0.0, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5)

@@ -18,7 +18,13 @@ import numpy.typing as npt
 
 from cnn_search.augmentation import AugmentationConfig, Batches
 from cnn_search.errors import DefinitionError
-from cnn_search.network import BlockConfig, NetworkConfig, build_network, fitting_blocks
+from cnn_search.network import (
+    BlockConfig,
+    NetworkConfig,
+    build_network,
+    fitting_blocks,
+    whiten,
+)
 from cnn_search.optimisation import TrainingConfig, compile_model, targets_of
 from cnn_search.training import Baseline, Configuration, Protocol, as_json
 
@@ -30,6 +36,20 @@ SHARED = (
     "pool_size",
     "pooling_place",
     "residual",
+)
+OF_NETWORK = (
+    "activation",
+    "initialiser",
+    "use_bias",
+    "whitening",
+    "identity",
+    "normalisation_momentum",
+    "normalisation_scale",
+    "head",
+    "head_normalisation",
+    "head_dropout",
+    "logit_scale",
+    "views",
 )
 
 
@@ -63,6 +83,56 @@ BASELINES = {
 }
 
 
+def fast(*filters: int, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Configuration:
+    """Return what learns to tell photographs apart in few epochs (Jordan 2024, arXiv:2404.00498).
+
+    There with filters 64, 256, 256 and ten epochs of CIFAR-10.
+
+    Args:
+        filters: Of each block.
+        mean: Of the pixels, in 0..1, by channel.
+        deviation: Their standard deviation.
+    """
+    blocks = [
+        BlockConfig(
+            count,
+            convolutions=2,
+            normalisation="batch",
+            normalisation_place="before",
+            pooling="max",
+            pooling_place="inside",
+        )
+        for count in filters
+    ]
+    return Configuration(
+        NetworkConfig(
+            tuple(blocks),
+            activation="gelu",
+            use_bias=False,
+            whitening=True,
+            identity=True,
+            normalisation_momentum=0.6,
+            normalisation_scale=False,
+            head="max",
+            logit_scale=0.1,
+            views=6,
+            pixel_mean=mean,
+            pixel_deviation=deviation,
+        ),
+        AugmentationConfig(flip=True, flip_alternates=True, crop=2, fill="reflect"),
+        TrainingConfig(
+            optimiser="sgd",
+            learning_rate=0.375,
+            momentum=0.85,
+            schedule="triangular",
+            weight_decay=0.01,
+            bias_rate=64.0,
+            label_smoothing=0.2,
+            batch_size=256,
+        ),
+    )
+
+
 class Space(keras_tuner.HyperModel):
     """What may vary; a data set's own space changes the choices below and the baselines.
 
@@ -78,6 +148,7 @@ class Space(keras_tuner.HyperModel):
     """
 
     baselines: Mapping[str, Baseline] = BASELINES
+    recipes: Mapping[str, Configuration] = {}  # known to be good, so tried before the search
 
     depth: Sequence[int] = (1, 2, 3, 4)
     filters: Sequence[int] = (8, 16, 32, 64, 128, 256)
@@ -98,6 +169,8 @@ class Space(keras_tuner.HyperModel):
     cutout: Sequence[int] = (0, 8)
     batch_size: Sequence[int] = (32, 64, 128, 256)
     averaging: Sequence[float] = (0.0, 0.99)  # over about a hundred steps
+    normalisation_momentum: Sequence[float] = (0.6, 0.9, 0.99)
+    views: Sequence[int] = (1, 2, 6)
     pixel_mean: tuple[float, ...] = (0.5,)
     pixel_deviation: tuple[float, ...] = (0.25,)
 
@@ -136,6 +209,7 @@ class Space(keras_tuner.HyperModel):
 
     def _network(self, hp: Any, choose: Any, usual: Mapping[str, Any]) -> NetworkConfig:
         depth = choose("depth", self.depth)
+        whitening = choose("whitening", (False, True))
         shared = {
             "convolutions": choose("convolutions", self.convolutions),
             "kernel": choose("kernel", self.kernel),
@@ -161,7 +235,8 @@ class Space(keras_tuner.HyperModel):
         # a step in the first convolution only: one in every block leaves nothing of small images
         blocks[0] = dataclasses.replace(blocks[0], stride=choose("stride_1", self.stride))
         try:
-            fitting_blocks(NetworkConfig(tuple(blocks[:1])), self.input_shape)
+            first = NetworkConfig(tuple(blocks[:1]), whitening=whitening)
+            fitting_blocks(first, self.input_shape)
         except DefinitionError:  # a first block that does not fit keeps the size of its map
             blocks[0] = dataclasses.replace(blocks[0], padding="same")
         head = choose("head", ("flatten", "average", "max"))
@@ -175,18 +250,29 @@ class Space(keras_tuner.HyperModel):
             blocks=tuple(blocks),
             activation=choose("activation", self.activation),
             initialiser=choose("initialiser", self.initialiser),
+            use_bias=choose("use_bias", (True, False)),
+            whitening=whitening,
+            identity=choose("identity", (False, True)),
+            normalisation_momentum=choose("normalisation_momentum", self.normalisation_momentum),
+            normalisation_scale=choose("normalisation_scale", (True, False)),
             head=head,
             dense_units=(dense_units,) if dense_units else (),
             head_normalisation=head_normalisation or "none",
             head_dropout=choose("head_dropout", self.head_dropout),
+            logit_scale=choose("logit_scale", (1.0, 0.3, 0.1)),
+            views=choose("views", self.views),
             **pixels,
         )
 
     def _augmentation(self, hp: Any, choose: Any) -> AugmentationConfig:
+        flip = choose("flip", self.flip)
+        with hp.conditional_scope("flip", [True]):
+            alternates = choose("flip_alternates", (False, True) if True in self.flip else (False,))
         return AugmentationConfig(
             shift=choose("shift", self.shift),
             zoom=choose("zoom", self.zoom),
-            flip=choose("flip", self.flip),
+            flip=flip,
+            flip_alternates=alternates or False,
             rotation=choose("rotation", self.rotation),
             crop=choose("crop", self.crop),
             cutout=choose("cutout", self.cutout),
@@ -199,7 +285,7 @@ class Space(keras_tuner.HyperModel):
             rate = hp.Float("learning_rate", 3e-4, 1e-2, sampling="log", default=1e-3)
         with hp.conditional_scope("optimiser", ["sgd"]):  # KerasTuner's grid needs unique names
             sgd_rate = hp.Float("sgd_learning_rate", 1e-2, 0.5, sampling="log", default=1e-1)
-            momentum = hp.Choice("momentum", [0.0, 0.8, 0.9, 0.95], default=0.9)
+            momentum = hp.Choice("momentum", [0.0, 0.8, 0.85, 0.9, 0.95], default=0.9)
         schedule = choose("schedule", ("constant", "cosine", "one_cycle", "triangular"))
         with hp.conditional_scope("schedule", ["cosine"]):
             warmup = hp.Choice("warmup", [0.0, 0.05, 0.1, 0.2], default=0.0)
@@ -209,8 +295,9 @@ class Space(keras_tuner.HyperModel):
             schedule=schedule,
             warmup=warmup or 0.0,
             momentum=momentum if optimiser == "sgd" else 0.9,
-            weight_decay=choose("weight_decay", (0.0, 1e-4, 5e-4, 5e-3)),
+            weight_decay=choose("weight_decay", (0.0, 1e-4, 5e-4, 5e-3, 1e-2)),
             label_smoothing=choose("label_smoothing", (0.0, 0.1, 0.2)),
+            bias_rate=choose("bias_rate", (1.0, 8.0, 64.0)),
             averaging=choose("averaging", self.averaging),
             batch_size=choose("batch_size", self.batch_size),
         )
@@ -255,15 +342,34 @@ class Space(keras_tuner.HyperModel):
             weights=None if self.class_weights is None else self.class_weights[labels],
         )
         if validation_data is not None:
-            images, validation_labels = validation_data
-            sharp = targets_of(
-                np.asarray(validation_labels).reshape(-1), training, self.classes, smooth=False
-            )
-            options["validation_data"] = (images, sharp)
+            options["validation_data"] = self._sharp(training, validation_data)
+        if not options.get("initial_epoch"):
+            whiten(model, x)
         options.setdefault("epochs", self.protocol.epochs)
         start = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: batches.start(epoch))
         # Keras would shuffle the batches too, by a random state that a resumed trial has not
         return model.fit(batches, callbacks=[start, *callbacks], shuffle=False, **options)
+
+    def evaluate(
+        self,
+        hp: Any,
+        model: Any,
+        validation_data: tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]],
+        validation_batch_size: int,
+    ) -> dict[str, float]:
+        """Return a finished model's metrics by name, as `fit` has them: "val_accuracy", …."""
+        training = self.configure(hp).training
+        compile_model(model, training, steps=1, classes=self.classes, metrics=self.metrics)
+        images, sharp = self._sharp(training, validation_data)
+        found = model.evaluate(
+            images, sharp, batch_size=validation_batch_size, return_dict=True, verbose=0
+        )
+        return {f"val_{name}": float(value) for name, value in found.items()}
+
+    def _sharp(self, training: TrainingConfig, data: tuple[Any, Any]) -> tuple[Any, Any]:
+        """Return images and targets as the loss wants them, never smoothed."""
+        labels = np.asarray(data[1]).reshape(-1)
+        return data[0], targets_of(labels, training, self.classes, smooth=False)
 
     def patience(self, hp: Any) -> int:
         """Return the epochs without progress after which training ends; 0 for never."""
@@ -289,11 +395,21 @@ class Space(keras_tuner.HyperModel):
             raise DefinitionError(
                 f"baselines: expected some of {', '.join(self.baselines)}; received {name!r}."
             )
-        configuration = self.baselines[name].configuration
+        return self._point(f"baseline {name!r}", self.baselines[name].configuration)
+
+    def recipe_values(self) -> dict[str, dict[str, Any]]:
+        """Return the hyperparameter values of each recipe, by its name.
+
+        Raises:
+            DefinitionError: one is not a point of the space.
+        """
+        return {n: self._point(f"recipe {n!r}", recipe) for n, recipe in self.recipes.items()}
+
+    def _point(self, name: str, configuration: Configuration) -> dict[str, Any]:
         hp = self.hyperparameters(flatten(configuration))
         values = {entry.name: hp.values[entry.name] for entry in hp.space if hp.is_active(entry)}
         if self.configure(self.hyperparameters(values)) != configuration:
-            raise DefinitionError(f"space: baseline {name!r} is not one of its points.")
+            raise DefinitionError(f"space: {name} is not one of its points.")
         return values
 
 
@@ -312,8 +428,8 @@ def flatten(configuration: Configuration, depth: int = 4) -> dict[str, Any]:
     values["stride_1"] = blocks[0].stride
     values |= dataclasses.asdict(configuration.augmentation)
     values |= dataclasses.asdict(configuration.training)
-    for name in ("activation", "initialiser", "head", "head_normalisation", "head_dropout"):
-        values[name] = getattr(network, name)
+    values["sgd_learning_rate"] = configuration.training.learning_rate
+    values |= {name: getattr(network, name) for name in OF_NETWORK}
     values["dense_units"] = network.dense_units[0] if network.dense_units else 0
     values["standardise"] = network.pixel_mean != (0.0,)
     return values

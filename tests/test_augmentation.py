@@ -311,6 +311,23 @@ def batches(images: Array, config: AugmentationConfig = EVERYTHING, **options: A
     return Batches(images, np.arange(len(images)), config, **chosen)
 
 
+def test_an_image_is_mirrored_in_every_other_epoch_if_flips_alternate(images: Array) -> None:
+    feed = batches(images, AugmentationConfig(flip=True, flip_alternates=True))
+    sides = []
+    for number in range(4):
+        changed, rows = (np.concatenate(parts) for parts in zip(*epoch(feed, number), strict=True))
+        original, mirrored = images[rows], images[rows][:, :, ::-1]
+        as_it_was = (changed == original).all(axis=(1, 2, 3))
+        assert (as_it_was | (changed == mirrored).all(axis=(1, 2, 3))).all()
+        sides.append(as_it_was[np.argsort(rows)])
+    lopsided = (images != images[:, :, ::-1]).any(axis=(1, 2, 3))
+    first, second, third, fourth = (side[lopsided] for side in sides)
+    np.testing.assert_array_equal(second, ~first)
+    np.testing.assert_array_equal(third, first)
+    np.testing.assert_array_equal(fourth, second)
+    assert 0.2 < first.mean() < 0.8
+
+
 def epoch(feed: Batches, number: int) -> list[tuple[Array, ...]]:
     feed.start(number)
     return [feed[k] for k in range(len(feed))]

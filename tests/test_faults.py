@@ -9,7 +9,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from cnn_search import datasets, definition, driver, search
+from cnn_search import cluster, datasets, definition, search
 from cnn_search.ledger import read_events
 from search_spaces import digits as digits_space
 
@@ -66,7 +66,7 @@ def events(outcome, *kinds):
 def test_trials_that_end_their_process_cost_the_sweep_nothing_but_themselves(
     tmp_path, digits, monkeypatch
 ):
-    monkeypatch.setattr(driver, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(cluster.DaskEngine, "grace_seconds", 1.0)
     limits = {"workers": 1, "max_minutes": 0.75, "max_megabytes": 2000}
     tries = [{"batch_size": size, "depth": 1} for size in (16, 32, 128, 256, 16)]
     tries[-1]["filters_1"] = 16  # another configuration, that is killed as well

@@ -17,9 +17,11 @@ from cnn_search.errors import DefinitionError
 from cnn_search.network import (
     BlockConfig,
     NetworkConfig,
+    averaged,
     build_network,
     count_flops,
     fitting_blocks,
+    whiten,
 )
 from cnn_search.training import Baseline
 from search_spaces import cifar10, digits, fashion_mnist, signs
@@ -129,6 +131,86 @@ def test_pixels_are_scaled_to_1_and_standardised_by_constants(images: Any) -> No
     np.testing.assert_allclose(model.get_layer("rescale")(coloured), expected, atol=1e-5)
     same_without = dataclasses.replace(network, pixel_mean=(0.0,), pixel_deviation=(1.0,))
     assert counted(model) == counted(build_network(same_without, (8, 8, 3), 10))
+
+
+def test_whitening_gives_the_principal_directions_of_the_training_images_patches() -> None:
+    images = load("digits").train.images
+    network = NetworkConfig((BlockConfig(2),), whitening=True, activation="linear")
+    model = build_network(network, images.shape[1:], 10)
+    whiten(model, images)
+    found = np.asarray(model.get_layer("whitening")(images / np.float32(255)))
+    half = found.shape[-1] // 2
+    assert half == 4 * images.shape[-1]
+    assert found.shape[1:3] == (images.shape[1] - 1, images.shape[2] - 1)
+    np.testing.assert_array_equal(found[..., half:], -found[..., :half])
+    covariance = np.cov(found[..., :half].reshape(-1, half).astype(float), rowvar=False)
+    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-3)
+    # of the largest directions the variance is 1; what is hardly there is not blown up
+    assert np.diag(covariance).max() == pytest.approx(1, abs=0.01)
+    assert np.diag(covariance).min() >= 0
+
+
+def test_whitening_learns_its_offsets_alone(images: Any) -> None:
+    keras.utils.set_random_seed(1)
+    network = NetworkConfig((BlockConfig(2),), whitening=True)
+    model = build_network(network, (8, 8, 1), 10)
+    whiten(model, images)
+    kernel, bias = (weight.copy() for weight in model.get_layer("whitening").get_weights())
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.fit(images, np.arange(32) % 10, verbose=0)
+    after = model.get_layer("whitening").get_weights()
+    np.testing.assert_array_equal(after[0], kernel)
+    assert (after[1] != bias).any()
+
+
+def test_identity_passes_the_input_of_each_convolution_on_through_its_first_filters(
+    images: Any,
+) -> None:
+    network = NetworkConfig((BlockConfig(5, convolutions=2),), "linear", identity=True)
+    model = build_network(network, (8, 8, 1), 10)
+    scaled = images / np.float32(255)
+    first = np.asarray(model.get_layer("block1_conv1")(scaled))
+    np.testing.assert_allclose(first[..., :1], scaled, atol=1e-6)
+    assert all((first[..., k] != scaled[..., 0]).any() for k in range(1, 5))
+    second = np.asarray(model.get_layer("block1_conv2")(first))
+    np.testing.assert_allclose(second, first, atol=1e-6)
+
+
+def test_batch_normalisation_has_the_momentum_and_scale_that_are_asked_for() -> None:
+    blocks = (BlockConfig(2, normalisation="batch"),)
+    settings = {"normalisation_momentum": 0.6, "normalisation_scale": False}
+    network = NetworkConfig(blocks, dense_units=(3,), head_normalisation="batch", **settings)
+    model = build_network(network, (8, 8, 1), 10)
+    for name in ("block1_conv1_norm", "dense1_norm"):
+        layer = model.get_layer(name)
+        assert (layer.momentum, layer.scale, layer.center) == (0.6, False, True)
+
+
+def test_logits_are_scaled(images: Any) -> None:
+    plain, scaled = (
+        build_network(NetworkConfig((BlockConfig(2),), logit_scale=scale), (8, 8, 1), 10, seed=1)
+        for scale in (1.0, 0.1)
+    )
+    one, other = (np.log(np.asarray(model(images))) for model in (plain, scaled))
+    differences = [(logits - logits.mean(1, keepdims=True)) for logits in (one, other)]
+    np.testing.assert_allclose(differences[1], 0.1 * differences[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("views", [1, 2, 6])
+def test_a_prediction_of_many_views_is_their_mean(views: int, images: Any, tmp_path: Path) -> None:
+    model = build_network(NetworkConfig((BlockConfig(4),)), (8, 8, 1), 10)
+    wide = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="reflect")
+    shown = {1: [(images, 1.0)], 2: [(images, 0.5), (images[:, :, ::-1], 0.5)]}
+    moved = [wide[:, :-2, :-2], wide[:, 2:, 2:]]
+    shown[6] = [(image, weight / 2) for image, weight in shown[2]]
+    shown[6] += [(image, 0.125) for one in moved for image in (one, one[:, :, ::-1])]
+    expected = sum(weight * np.asarray(model(image)) for image, weight in shown[views])
+    whole = averaged(model, views)
+    whole.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    for found in (whole, loaded):
+        np.testing.assert_allclose(np.asarray(found(images)), expected, atol=1e-6)
+    assert count_flops(whole) == views * count_flops(model)
 
 
 def test_every_layer_is_one_of_kerass_own_and_none_is_a_lambda() -> None:

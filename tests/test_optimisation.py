@@ -159,6 +159,22 @@ def test_decay_takes_a_share_of_kernels_and_nothing_of_biases_and_normalisation(
     assert kinds == {"kernel", "bias", "gamma", "beta"}
 
 
+@pytest.mark.parametrize("optimiser", ["adam", "sgd", "rmsprop"])
+def test_the_offsets_of_batch_normalisations_alone_learn_faster(
+    optimiser: Any, digits: tuple[Array, Array]
+) -> None:
+    plain = compiled(CONVOLUTIONAL, TrainingConfig(optimiser, 0.001))
+    faster = compiled(CONVOLUTIONAL, TrainingConfig(optimiser, 0.001, bias_rate=8.0))
+    before = [v.numpy() for v in plain.trainable_variables]
+    for model in (plain, faster):
+        model.train_on_batch(*digits)
+    changes = zip(before, plain.trainable_variables, faster.trainable_variables, strict=True)
+    for start, one, other in changes:
+        times = 8 if one.name == "beta" else 1
+        np.testing.assert_allclose(other.numpy() - start, times * (one.numpy() - start), atol=1e-6)
+        assert (one.numpy() != start).any()
+
+
 def test_momentum_is_nesterovs_and_its_own_only_for_sgd() -> None:
     sgd = compiled(LINEAR, TrainingConfig("sgd", momentum=0.8)).optimizer
     assert (sgd.momentum, sgd.nesterov) == (0.8, True)

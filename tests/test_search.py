@@ -12,6 +12,9 @@ from driver import NoTraining
 from cnn_search import datasets, definition, search
 from cnn_search.errors import DefinitionError, LedgerError
 from cnn_search.ledger import read_events, read_record
+from cnn_search.network import BlockConfig, NetworkConfig
+from cnn_search.optimisation import TrainingConfig
+from cnn_search.training import Configuration
 from search_spaces.images import Space
 
 # quick to build and to train: one block of eight filters
@@ -113,6 +116,55 @@ def test_a_second_driver_is_refused(finished, digits):
         pytest.raises(LedgerError, match="expected to be its only driver"),
     ):
         run(folder, digits, {"trials": 9})
+
+
+# Recipes: what a space recommends
+
+
+@pytest.fixture
+def recommended(monkeypatch):
+    recipes = {
+        name: Configuration(
+            NetworkConfig((BlockConfig(filters, pooling="max"),)),
+            training=TrainingConfig("sgd", 0.1, batch_size=64),
+        )
+        for name, filters in {"small": 8, "large": 16}.items()
+    }
+    monkeypatch.setattr("search_spaces.digits.Space.recipes", recipes)
+
+
+def test_what_a_space_recommends_is_tried_after_the_baseline(tmp_path, digits, recommended):
+    outcome = run(tmp_path, digits, {"trials": 2})
+    assert [(a["source"], a["recipe"]) for a in asks(outcome)] == [
+        ("baseline", ""),
+        ("recipe", "small"),
+    ]
+    more = run(tmp_path, digits, {"trials": 4})
+    assert [(a["source"], a["recipe"]) for a in asks(more)[2:]] == [
+        ("recipe", "large"),
+        ("oracle", ""),
+    ]
+    assert [t.recipe for t in more.record.trials.values()] == ["", "small", "large", ""]
+    # the oracle knows them, as points of its space
+    assert len({str(ask["values"]) for ask in asks(more)}) == 4
+    again = run(tmp_path, digits, {"trials": 5, "recipes": False})
+    assert asks(again)[4]["source"] == "oracle"
+
+
+def test_a_recipe_that_the_space_is_narrowed_away_from_is_left_out(tmp_path, digits, recommended):
+    narrowed = {"trials": 3, "space": TINY | {"filters_1": 16}}
+    outcome = run(tmp_path, digits, narrowed)
+    assert [a["recipe"] for a in asks(outcome)] == ["", "large", ""]
+    without = run(tmp_path / "without", digits, {"trials": 2, "recipes": False})
+    assert [a["source"] for a in asks(without)] == ["baseline", "oracle"]
+
+
+def test_a_recipe_is_refused_as_any_other_where_it_breaks_the_constraints(
+    tmp_path, digits, recommended
+):
+    changes = {"constraints": {"parameters": "<= 2_000"}, "trials": 3}
+    trials = run(tmp_path, digits, changes).record.trials
+    assert [trials[n].status for n in range(3)] == ["finished", "finished", "refused"]
 
 
 def test_a_configuration_of_ones_own_is_the_next_trial_also_of_a_finished_sweep(tmp_path, digits):

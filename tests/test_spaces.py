@@ -12,10 +12,12 @@ import pytest
 
 from cnn_search.augmentation import AugmentationConfig
 from cnn_search.datasets import load
+from cnn_search.definition import read
 from cnn_search.errors import DefinitionError
 from cnn_search.network import BlockConfig, NetworkConfig, build_network, fitting_blocks
 from cnn_search.optimisation import TrainingConfig
-from cnn_search.spaces import size
+from cnn_search.search import searched
+from cnn_search.spaces import declared, outside, size
 from cnn_search.training import Protocol, find_space
 from search_spaces import images
 
@@ -82,6 +84,25 @@ def test_every_baseline_is_a_point_of_its_space(name: str, which: str) -> None:
             assert values[entry.name] in entry.values, entry.name
     through_a_ledger = json.loads(json.dumps(values))
     assert space.configure(space.hyperparameters(through_a_ledger)) == configuration
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_recipe_is_a_point_of_its_space_and_of_the_shipped_sweep(name: str) -> None:
+    space, sweep = make(name), read(name)
+    left = searched(sweep, declared(space))
+    for recipe, values in space.recipe_values().items():
+        assert space.configure(space.hyperparameters(values)) == space.recipes[recipe]
+        assert outside(left, values) == []
+
+
+def test_the_fast_recipe_of_cifar10_has_the_layers_that_it_says() -> None:
+    space = make("cifar10")
+    model = space.build(space.hyperparameters(space.recipe_values()["fast"]))
+    kernels = 9 * (24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256)
+    offsets = 24 + 2 * 64 + 4 * 256  # of the whitening, of batch normalisations
+    learned = kernels + offsets + 256 * 10 + 10
+    assert sum(int(np.prod(w.shape)) for w in model.trainable_weights) == learned
+    assert model.count_params() == learned + 2 * 2 * 3 * 24 + 2 * (2 * 64 + 4 * 256)
 
 
 def test_a_baseline_that_is_not_there_is_named_with_those_that_are() -> None:

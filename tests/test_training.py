@@ -37,7 +37,13 @@ PLAIN = {
     "batch_size": 64,
 }
 RICH = PLAIN | {
+    "whitening": True,
+    "identity": True,
     "normalisation_1": "batch",
+    "normalisation_momentum": 0.9,
+    "normalisation_scale": False,
+    "logit_scale": 0.3,
+    "bias_rate": 8.0,
     "dropout_1": 0.2,
     "dense_units": 64,
     "head_dropout": 0.2,
@@ -581,6 +587,23 @@ def test_class_weights_weigh_the_training_loss_by_the_inverse_of_a_classes_share
     assert abs(weighed.epochs[1]["loss"] - plain.epochs[1]["loss"]) > 1e-3
     for name in ("accuracy", "val_loss", "val_accuracy"):  # how it is judged stays the same
         assert weighed.epochs[1][name] == plain.epochs[1][name]
+
+
+def test_a_model_of_many_views_is_scored_and_saved_as_such(digits: Dataset, tmp_path: Path) -> None:
+    values = PLAIN | {"flip": True, "flip_alternates": True, "views": 6, "averaging": 0.8}
+    made = attempt(digits, tmp_path, values, space="images", objective="val_balanced_accuracy")
+    model, metrics = made.model(), made.done["metrics"]
+    afresh = judge(model, digits.validation)
+    for name in ("val_accuracy", "val_balanced_accuracy", "val_loss"):
+        assert metrics[name] == pytest.approx(afresh[name], rel=1e-4), name
+    assert made.done["score"] == metrics["val_balanced_accuracy"]
+    # each epoch was judged by the image alone
+    best = made.epochs[made.done["best_epoch"]]
+    assert best["val_loss"] != pytest.approx(metrics["val_loss"], rel=1e-4)
+    alone = judge(model.get_layer("cnn"), digits.validation)
+    assert best["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-4)
+    assert made.done["flops"] == 6 * count_flops(model.get_layer("cnn"))
+    assert "conv1" in (made.folder / "summary.txt").read_text()
 
 
 # What is handed in

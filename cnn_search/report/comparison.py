@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from cnn_search.answer import BACKWARD_AND_FORWARD
 from cnn_search.ledger import Record, Trial
 
 COSTS = {  # of a trial: what the report compares, and its unit
@@ -22,7 +21,8 @@ COSTS = {  # of a trial: what the report compares, and its unit
 
 def named_trial(trial: Trial) -> str:
     """Return what a trial is called, as "trial 3" or "trial 0 (vgg_bn)"."""
-    return f"trial {trial.number}" + (f" ({trial.baseline})" if trial.baseline else "")
+    name = trial.baseline or trial.recipe
+    return f"trial {trial.number}" + (f" ({name})" if name else "")
 
 
 def compare(record: Record, answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _costs(record: Record, trial: Trial | None) -> dict[str, Any] | None:
         "score": result["score"],
         "parameters": result["parameters"],
         "flops": result["flops"],
-        "training_flops": BACKWARD_AND_FORWARD * result["flops"] * images * len(trial.curve),
+        "training_flops": trial.training_flops * images * len(trial.curve),
         "training_seconds": sum(trial.seconds.values()),
         "model_bytes": result["model_bytes"],
     }

@@ -453,6 +453,7 @@ def setup_of(definition: Definition, folder: Path) -> Setup:
         folder=folder,
         objective=definition.objective,
         class_weights=table.class_weights,
+        precision=table.precision,
         checkpoint_seconds=table.checkpoint_seconds,
         keep_state=definition.oracle.kind == "hyperband",
         limits=definition.constraints,

@@ -31,7 +31,7 @@ from cnn_search.crash import recorded
 from cnn_search.datasets import Dataset, Part
 from cnn_search.errors import DefinitionError
 from cnn_search.limits import Cost, costs_of, violations
-from cnn_search.network import NetworkConfig, averaged, count_flops
+from cnn_search.network import NetworkConfig, averaged, build_network, count_flops
 from cnn_search.optimisation import TrainingConfig
 
 Values = Mapping[str, Any]
@@ -137,6 +137,7 @@ class Setup:
         folder: The sweep's folder; each trial has its own below `trials/`.
         objective: A key of `OBJECTIVES`.
         class_weights: Weigh each class by the inverse of its share of the training images.
+        precision: Keras's policy for training: "float32" or "mixed_bfloat16".
         checkpoint_seconds: An epoch leaves a checkpoint if the last one is older than this.
         keep_state: Leave a checkpoint at the end too, for trials that go on from it.
         both_weights: Leave the weights that `protocol` does not keep as well, beside the model.
@@ -148,6 +149,7 @@ class Setup:
     folder: Path
     objective: str = "val_accuracy"
     class_weights: bool = False
+    precision: str = "float32"
     checkpoint_seconds: float = 30.0
     keep_state: bool = False
     both_weights: bool = False
@@ -275,14 +277,15 @@ def _train(
 ) -> None:
     keras.utils.clear_session()
     keras.utils.set_random_seed(task.seed)
+    keras.config.set_dtype_policy(setup.precision)
     space = make_space(setup, dataset, task.seed)
     hp = space.hyperparameters(task.values)
     try:
         model = space.build(hp)
     except Exception as error:
         raise Unbuildable(f"{type(error).__name__}: {error}") from error
-    views = space.configure(hp).network.views
-    costs = costs_of(model.count_params(), views * count_flops(model))
+    network = space.configure(hp).network
+    costs = costs_of(model.count_params(), network.views * count_flops(model))
     if task.limited and (broken := violations(costs, setup.limits)):
         said = [f"{costs[name]:,.6g} {name}, allowed: {setup.limits[name]}" for name in broken]
         emit("refused", costs=costs, message=", ".join(said))
@@ -316,7 +319,9 @@ def _train(
             verbose=0,
         )
     # uncompiled: no optimiser in the file
-    inference = averaged(type(model).from_config(model.get_config()), views)
+    keras.config.set_dtype_policy("float32")
+    alone = build_network(network, dataset.input_shape, dataset.classes, task.seed)
+    inference = averaged(alone, network.views)
     for name in ("best", "last"):
         if name == setup.protocol.weights or setup.both_weights:
             inference.set_weights(getattr(state, name))
@@ -333,7 +338,8 @@ def _train(
     last = setup.protocol.weights == "last"
     kept = len(history) - 1 if last else best_epoch(history, setup.objective)
     metrics = history[kept]
-    if views > 1 and validation:  # the epochs' were of the image alone
+    # the epochs' are of the image alone, and of the precision that is trained in
+    if validation and (network.views > 1 or setup.precision != "float32"):
         metrics = metrics | space.evaluate(hp, inference, **validation)
     trainable = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
     emit(

@@ -334,6 +334,7 @@ OTHERS: dict[str, Any] = {  # of every field another value than digits.toml's
     "training.monitor": "val_accuracy",
     "training.weights": "last",
     "training.class_weights": True,
+    "training.precision": "mixed_bfloat16",
     "training.checkpoint_seconds": 1.0,
     "oracle.kind": "bayesian",
     "oracle.over": ["kernel"],

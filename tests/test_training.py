@@ -606,6 +606,23 @@ def test_a_model_of_many_views_is_scored_and_saved_as_such(digits: Dataset, tmp_
     assert "conv1" in (made.folder / "summary.txt").read_text()
 
 
+def test_a_model_that_trained_in_bfloat16_is_kept_and_scored_in_float32(
+    rich: Attempt, digits: Dataset, tmp_path: Path
+) -> None:
+    made = attempt(digits, tmp_path, RICH, precision="mixed_bfloat16")
+    model = made.model()
+    assert {layer.dtype_policy.name for layer in model.layers} <= {"float32", "uint8"}
+    assert {str(weight.dtype) for weight in model.weights} == {"float32"}
+    afresh = judge(model, digits.validation)
+    assert made.done["metrics"]["val_loss"] == pytest.approx(afresh["val_loss"], rel=1e-5)
+    # it did train in another precision, to about the same
+    best = rich.epochs[rich.done["best_epoch"]]["val_loss"]
+    assert made.epochs != rich.epochs
+    assert made.done["metrics"]["val_loss"] == pytest.approx(best, rel=0.2)
+    # and the next one trains as ever
+    assert attempt(digits, tmp_path / "next", RICH).epochs == rich.epochs
+
+
 # What is handed in
 
 

@@ -1,6 +1,7 @@
 """The door to the Keras backend: threads, determinism and silence, set before Keras is imported.
 
-Nothing else in the package knows that TensorFlow exists.
+Nothing else in the package knows which one it is. `KERAS_BACKEND` says so, as Keras reads it:
+"tensorflow" if it is not set, "jax" or "torch".
 """
 
 from __future__ import annotations
@@ -10,6 +11,15 @@ import os
 import sys
 from collections.abc import Iterator
 from typing import Any
+
+# where each backend reads how many threads it has
+THREADS = {
+    "tensorflow": ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"),
+    "jax": ("NPROC",),
+    "torch": ("OMP_NUM_THREADS",),
+}
+# a process takes of a GPU what it needs, not all of it
+SHARED_GPU = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 def prepare(threads: int) -> None:
@@ -25,8 +35,8 @@ def prepare(threads: int) -> None:
     """
     if "keras" in sys.modules:
         return
-    os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)
-    os.environ["TF_NUM_INTEROP_THREADS"] = str(threads)
+    for name in _threads_of(os.environ.get("KERAS_BACKEND", "tensorflow")):
+        os.environ[name] = str(threads)
     os.environ["TF_DETERMINISTIC_OPS"] = "1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -41,8 +51,13 @@ def describe() -> dict[str, Any]:
     """Return the name of the Keras backend and its threads, for the record of an attempt."""
     import keras
 
-    threads = int(os.environ.get("TF_NUM_INTRAOP_THREADS", os.cpu_count() or 1))
-    return {"backend": keras.backend.backend(), "threads": threads}
+    name = keras.backend.backend()
+    threads = os.environ.get(_threads_of(name)[0], os.cpu_count() or 1)
+    return {"backend": name, "threads": int(threads)}
+
+
+def _threads_of(name: str) -> tuple[str, ...]:
+    return THREADS.get(name, THREADS["tensorflow"])
 
 
 @contextlib.contextmanager

@@ -185,11 +185,7 @@ class DaskEngine(Engine):
         }
         if table.gpus:
             for n, device in enumerate(assign_devices(devices(), table.gpus, count)):
-                environment = {
-                    "CUDA_VISIBLE_DEVICES": device,
-                    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-                    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-                }
+                environment = {"CUDA_VISIBLE_DEVICES": device, **backend.SHARED_GPU}
                 own = {"resources": {"GPU": table.gpus}, "env": environment}
                 spec[n] = {"cls": distributed.Nanny, "options": {**options, **own}}
         scheduler = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}

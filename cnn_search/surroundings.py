@@ -12,7 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("keras", "keras-tuner", "mlflow", "numpy", "tensorflow", "tensorflow-cpu")
+LIBRARIES = (
+    "keras",
+    "keras-tuner",
+    "mlflow",
+    "numpy",
+    "tensorflow",
+    "tensorflow-cpu",
+    "jax",
+    "torch",
+)
 
 
 def versions() -> dict[str, str]:

@@ -356,8 +356,6 @@ def count_flops(model: Any) -> int:
     """
     flops = 0
     for layer in model.layers:
-        if isinstance(layer, keras.Model):  # one that is asked about several views
-            flops += len(layer._inbound_nodes) * count_flops(layer)
         if isinstance(layer, layers.Conv2D | layers.Dense):
             kernel = layer.kernel.shape
             places = 1

@@ -34,7 +34,7 @@ def ours(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]
 
 def kerastuner(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
     """Search in this process."""
-    from cnn_search import backend, datasets, definition, search
+    from cnn_search import backend, datasets, definition, subject
     from cnn_search.surroundings import usable_cores
 
     backend.prepare(usable_cores())
@@ -46,8 +46,8 @@ def kerastuner(options: argparse.Namespace, seed: int, folder: Path) -> dict[str
 
     sweep = definition.read(options.name)
     dataset = datasets.load(sweep.data, data_dir=options.data_dir)
-    space = make_space(search.setup_of(sweep, folder), dataset)
-    narrowed = search.searched(sweep, space.hyperparameters())
+    space = make_space(subject.setup_of(sweep, folder), dataset)
+    narrowed = subject.searched(sweep, space.hyperparameters())
     epochs = {"all": 0}
 
     class Tuner(keras_tuner.RandomSearch):

@@ -30,7 +30,7 @@ import optuna  # noqa: E402
 from keras_tuner.engine import base_tuner  # noqa: E402
 from keras_tuner.engine import hyperparameters as kinds  # noqa: E402
 
-from cnn_search import datasets, definition, samplers, search, tracking  # noqa: E402
+from cnn_search import datasets, definition, samplers, search, subject, tracking  # noqa: E402
 from cnn_search.engines import Engine  # noqa: E402
 from cnn_search.spaces import narrow  # noqa: E402
 from cnn_search.training import Stop, Task, make_space  # noqa: E402
@@ -79,7 +79,7 @@ def recorded(file: Path, score: Score) -> Problem:
     """Return the problem of CURVES.toml and the .parquet beside it."""
     curves = Curves(file.with_suffix(".parquet"), score)
     sweep = definition.read(str(file))
-    setup = search.setup_of(sweep, Path("unused"))
+    setup = subject.setup_of(sweep, Path("unused"))
     space = make_space(setup, datasets.load("digits", train_limit=200)).hyperparameters()
     over = [name for name, values in sweep.space.items() if isinstance(values, list)]
     fixed = {hp.name: hp.default for hp in space.space} | sweep.space

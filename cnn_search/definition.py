@@ -30,7 +30,7 @@ from pydantic import (
 
 from cnn_search import limits
 from cnn_search.errors import DefinitionError
-from cnn_search.limits import Cost
+from cnn_search.limits import Cost, Limit
 
 # what may change while a sweep goes on: how long it runs, and where its images lie (which images
 # they are has a digest of its own)
@@ -266,8 +266,8 @@ class Definition(_Table):
         training, oracle, pruner, stop, engine, registry: See there.
         final: See there; without it, a sweep ends with its search.
         space: Fixes a hyperparameter (a value) or narrows it (a list of values).
-        constraints: What a network may cost, as "<= 500_000" by a name of `limits.Cost`; one that
-            costs more is not trained, and does not count among the trials.
+        constraints: What a network may cost, as "<= 500_000" by a name of `limits.Limit`; one
+            that costs more is not trained, and does not count among the trials.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -296,7 +296,7 @@ class Definition(_Table):
     registry: RegistryTable = RegistryTable()
     final: FinalTable | None = None
     space: dict[str, Any] = {}
-    constraints: dict[Cost, Annotated[str, AfterValidator(limits.check)]] = {}
+    constraints: dict[Limit, Annotated[str, AfterValidator(limits.check)]] = {}
     _chosen: tuple[str, ...] = PrivateAttr(())
 
     @model_validator(mode="after")

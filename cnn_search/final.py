@@ -20,7 +20,7 @@ from cnn_search.driver import OnEvent, Outcome, Say
 from cnn_search.errors import LedgerError
 from cnn_search.ledger import Record, Trial, choose, pack_bits, read_record
 from cnn_search.retraining import Retrainer, Wanted
-from cnn_search.search import baseline_values
+from cnn_search.subject import baseline_values
 from cnn_search.training import SHOWN_IMAGES
 
 CALIBRATION_BINS = 15

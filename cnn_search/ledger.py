@@ -4,6 +4,7 @@ One JSON object a line, in the order of events, each on the disk before the next
 
     sweep     the definition, the data's digest and source          (first line, once)
     earlier   what a warm start took from earlier sweeps
+    speed     what predicts the seconds of an epoch, fitted on this machine, and its error
     session   a driver starts: versions, machine, git commit, command
     ask       a trial: values, seed, fidelity, parent, who asked for it
     start     an attempt begins: backend, threads, the worker if it is another process
@@ -45,7 +46,7 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from cnn_search.errors import LedgerError
-from cnn_search.limits import Cost, costs_of, violations
+from cnn_search.limits import Limit, costs_of, violations
 
 Event = dict[str, Any]
 BACKWARD_AND_FORWARD = 3  # passes' worth of FLOPs a trained image: backward counts twice
@@ -104,10 +105,15 @@ class Trial:
     recipe: str = ""
 
     @property
-    def costs(self) -> dict[Cost, float]:
+    def costs(self) -> dict[Limit, float]:
         """What its network costs, if it finished."""
         result = self.result
-        return costs_of(result["parameters"], result["flops"]) if result else {}
+        if not result:
+            return {}
+        costs = costs_of(result["parameters"], result["flops"])
+        if (seconds := result.get("epoch_seconds")) is not None:
+            costs["epoch_seconds"] = seconds
+        return costs
 
     @property
     def training_flops(self) -> float:
@@ -127,6 +133,7 @@ class Record:
     Attributes:
         header: The event "sweep".
         earlier: The event "earlier"; empty without a warm start.
+        speed: The event "speed"; empty where no constraint needs it.
         trials: Of the search, by number.
         seconds: Spent on the search, over all sessions; final scorings left out.
         session: The last event "session".
@@ -144,6 +151,7 @@ class Record:
 
     header: Event = field(default_factory=dict)
     earlier: Event = field(default_factory=dict)
+    speed: Event = field(default_factory=dict)
     trials: dict[int, Trial] = field(default_factory=dict)
     seconds: float = 0.0
     session: Event = field(default_factory=dict)
@@ -193,7 +201,7 @@ class Record:
                 oracle={},
                 finalist=event["finalist"],
             )
-        elif kind in ("earlier", "scored", "ablation"):
+        elif kind in ("earlier", "speed", "scored", "ablation"):
             setattr(self, kind, event)
         elif kind == "end":
             if self.job == "search":
@@ -304,7 +312,7 @@ class Record:
 
 
 def choose(
-    scores: Sequence[tuple[float, Mapping[Cost, float]]], definition: Mapping[str, Any]
+    scores: Sequence[tuple[float, Mapping[Limit, float]]], definition: Mapping[str, Any]
 ) -> int:
     """Return which of several is registered, by a definition's [registry].
 

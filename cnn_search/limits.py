@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 Cost = Literal["parameters", "flops", "megabytes"]
+Limit = Cost | Literal["epoch_seconds"]  # predicted, for one machine
 
 
-def costs_of(parameters: int, flops: int) -> dict[Cost, float]:
+def costs_of(parameters: int, flops: int) -> dict[Limit, float]:
     """Return what a network costs: parameters, FLOPs of one image, megabytes of its weights."""
     return {"parameters": parameters, "flops": flops, "megabytes": 4e-6 * parameters}
 
@@ -30,14 +31,14 @@ def check(limit: str) -> str:
     return limit
 
 
-def violations(costs: Mapping[Cost, float], limits: Mapping[Cost, str]) -> dict[Cost, float]:
+def violations(costs: Mapping[Limit, float], limits: Mapping[Limit, str]) -> dict[Limit, float]:
     """Return by how much costs are beyond their limits, as the logarithm of the ratio; above 0."""
     return dict(_beyond(costs, limits))
 
 
 def _beyond(
-    costs: Mapping[Cost, float], limits: Mapping[Cost, str]
-) -> Iterator[tuple[Cost, float]]:
+    costs: Mapping[Limit, float], limits: Mapping[Limit, str]
+) -> Iterator[tuple[Limit, float]]:
     for name, limit in limits.items():
         ratio = math.log(costs[name] / float(limit[2:]))
         beyond = ratio if limit[:2] == "<=" else -ratio

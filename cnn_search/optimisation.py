@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+VALIDATION_BATCH = 512  # images that are judged at a time
+
 
 @dataclass(frozen=True)
 class TrainingConfig:

@@ -20,7 +20,7 @@ from keras_tuner import oracles as kt
 from cnn_search import samplers
 from cnn_search.definition import OracleTable
 from cnn_search.errors import DefinitionError, LedgerError
-from cnn_search.limits import Cost
+from cnn_search.limits import Cost, Limit
 from cnn_search.spaces import outside
 from cnn_search.training import OBJECTIVES
 
@@ -233,7 +233,7 @@ class Oracle:
         score: float | None,
         *,
         curve: Mapping[int, float] | None = None,
-        costs: Mapping[Cost, float] | None = None,
+        costs: Mapping[Limit, float] | None = None,
         violation: float = 0.0,
     ) -> None:
         """Tell how a trial ended: its score, or None if it failed.

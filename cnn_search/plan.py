@@ -74,13 +74,16 @@ def measured(sweep: Definition, dataset: Any) -> list[str]:
     """Measure networks of each size; return what the sweep will take, a line each."""
     from cnn_search import probe
     from cnn_search.progress import duration
+    from cnn_search.speed import fit
 
     sizes = probe.probe(sweep, dataset)
+    predicted = fit(sizes)
     lines = [
         f"{size.name}: {size.parameters:,} parameters, {size.flops:,} FLOPs an image; "
         f"{size.epoch_seconds:.2g} s an epoch, {size.begin_seconds:.2g} s to begin"
         for size in sizes
     ]
+    lines.append(f"each is predicted from the others within {predicted.error:.0%}, by the median")
     (trials, epochs), full = budget(sweep), sweep.training.epochs
     seconds = probe.seconds_of(sizes, trials, epochs, full)
     lines.append(f"the search: about {duration(seconds)} here, if no trial ends early")

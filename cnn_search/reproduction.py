@@ -93,7 +93,7 @@ def train_again(recorded: Recorded, dataset: Dataset, say: Callable[[str], None]
         dataset: Its images.
         say: Told each epoch, and whether it is as recorded.
     """
-    from cnn_search.search import setup_of
+    from cnn_search.subject import setup_of
     from cnn_search.training import Task, make_space, train
 
     curve: Curve = {}

@@ -22,7 +22,7 @@ from cnn_search.definition import Definition, EngineTable
 from cnn_search.driver import Driver, OnEvent, Outcome, Say
 from cnn_search.errors import LedgerError
 from cnn_search.ledger import Event, Record, Trial, hold
-from cnn_search.search import setup_of
+from cnn_search.subject import setup_of
 from cnn_search.training import make_space
 
 

@@ -6,6 +6,7 @@ oracle; a trial that was running goes on from its last checkpoint as a new attem
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,9 +41,12 @@ from cnn_search.ledger import (
 )
 from cnn_search.limits import violations
 from cnn_search.oracles import Ask, Oracle
+from cnn_search.probe import probe
 from cnn_search.pruners import Pruner
-from cnn_search.spaces import complete, declared, narrow, outside, size
-from cnn_search.training import OBJECTIVES, SHOWN_IMAGES, Protocol, Setup, make_space
+from cnn_search.spaces import complete, declared, outside, size
+from cnn_search.speed import Speed, fit
+from cnn_search.subject import baseline_values, searched, setup_of
+from cnn_search.training import OBJECTIVES, SHOWN_IMAGES, make_space
 
 MOST_REFUSED = 200  # configurations in a row that break the constraints
 GIVE_UP_AFTER = 5  # trials, if every one of them failed
@@ -190,7 +194,10 @@ class _Search(Driver):
         if self.record.header:
             self._check_same()
             self._replay()
-            return not self._is_over()
+            if self._is_over():
+                return False
+            self._know_speed()
+            return True
         shown = self.dataset.train
         np.savez(
             self.folder / "samples.npz",
@@ -202,7 +209,21 @@ class _Search(Driver):
             self._remember(self.append("earlier", **self.earlier))
         if few := self.too_few_points():
             self.say(few)
+        self._know_speed()
         return True
+
+    def _know_speed(self) -> None:
+        """Have the seconds of an epoch predicted if a constraint needs it: as at the beginning."""
+        if "epoch_seconds" not in self.definition.constraints:
+            return
+        if not self.record.speed:
+            self.say("measuring a few networks for the constraint epoch_seconds ...")
+            found = fit(probe(self.definition, self.dataset))
+            self.append("speed", **dataclasses.asdict(found))
+        event = self.record.speed
+        found = Speed(tuple(event["weights"]), event["error"])
+        self.setup = dataclasses.replace(self.setup, speed=found)
+        self.say(f"the seconds of an epoch are predicted within {found.error:.0%}, by the median")
 
     def _remember(self, event: Event) -> None:
         """Tell the oracle what earlier sweeps found."""
@@ -422,39 +443,3 @@ class _Search(Driver):
                 f"{'; '.join(changed)}. Start a new sweep with --new, or leave the change out."
             )
         self.check_images()
-
-
-def searched(definition: Definition, space: Any) -> Any:
-    """Return what a definition leaves to vary of a declared space.
-
-    Raises:
-        DefinitionError: it names what the space does not have.
-    """
-    over = definition.oracle.over if definition.oracle.kind == "grid" else None
-    return narrow(space, definition.space, over)
-
-
-def baseline_values(space: Any, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the values of baselines by name: the space's first if none are named, "all" for each.
-
-    Raises:
-        DefinitionError: there is no such baseline.
-    """
-    names = names or [next(iter(space.baselines))]
-    return {n: space.baseline_values(n) for n in (space.baselines if names == ["all"] else names)}
-
-
-def setup_of(definition: Definition, folder: Path) -> Setup:
-    """Return what all trials of a sweep share."""
-    table = definition.training
-    return Setup(
-        space=definition.search_space,
-        protocol=Protocol(table.epochs, table.patience, table.monitor, table.weights),
-        folder=folder,
-        objective=definition.objective,
-        class_weights=table.class_weights,
-        precision=table.precision,
-        checkpoint_seconds=table.checkpoint_seconds,
-        keep_state=definition.oracle.kind == "hyperband",
-        limits=definition.constraints,
-    )

@@ -30,14 +30,14 @@ from cnn_search.checkpoint import State, load_state, save_state
 from cnn_search.crash import recorded
 from cnn_search.datasets import Dataset, Part
 from cnn_search.errors import DefinitionError
-from cnn_search.limits import Cost, costs_of, violations
+from cnn_search.limits import Limit, costs_of, violations
 from cnn_search.network import NetworkConfig, averaged, build_network, count_flops
-from cnn_search.optimisation import TrainingConfig
+from cnn_search.optimisation import VALIDATION_BATCH, TrainingConfig
+from cnn_search.speed import Speed
 
 Values = Mapping[str, Any]
 Epoch = dict[str, float]
 Stop = Literal["", "epoch", "now"]
-VALIDATION_BATCH = 512
 SHOWN_IMAGES = 25
 CRASH = "crash.txt"  # in a trial's folder, while it trains and after a crash
 
@@ -142,6 +142,7 @@ class Setup:
         keep_state: Leave a checkpoint at the end too, for trials that go on from it.
         both_weights: Leave the weights that `protocol` does not keep as well, beside the model.
         limits: Of what a network costs, as "<= 500_000".
+        speed: What predicts the seconds of an epoch, if a limit needs it.
     """
 
     space: str
@@ -153,7 +154,8 @@ class Setup:
     checkpoint_seconds: float = 30.0
     keep_state: bool = False
     both_weights: bool = False
-    limits: Mapping[Cost, str] = field(default_factory=dict)
+    limits: Mapping[Limit, str] = field(default_factory=dict)
+    speed: Speed | None = None
 
     def trial_folder(self, trial: int) -> Path:
         """Return the folder of a trial's files."""
@@ -284,8 +286,11 @@ def _train(
         model = space.build(hp)
     except Exception as error:
         raise Unbuildable(f"{type(error).__name__}: {error}") from error
-    network = space.configure(hp).network
+    configuration = space.configure(hp)
+    network = configuration.network
     costs = costs_of(model.count_params(), network.views * count_flops(model))
+    if setup.speed:
+        costs["epoch_seconds"] = setup.speed.epoch_seconds(model, configuration, dataset)
     if task.limited and (broken := violations(costs, setup.limits)):
         said = [f"{costs[name]:,.6g} {name}, allowed: {setup.limits[name]}" for name in broken]
         emit("refused", costs=costs, message=", ".join(said))
@@ -353,6 +358,7 @@ def _train(
         flops=costs["flops"],
         model_bytes=(folder / "model.keras").stat().st_size,
         blocks_dropped=space.blocks_dropped(hp),
+        **{name: costs[name] for name in costs if name == "epoch_seconds"},
         memory_bytes=psutil.Process().memory_info().rss,
     )
 

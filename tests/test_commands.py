@@ -446,10 +446,11 @@ def test_a_dry_run_with_a_probe_measures_each_size_and_counts_the_space(
     arguments += ["--oracle=grid", '--set=oracle.over=["filters_1"]', "--trials=30"]
     sweep.main.main([*arguments, f"--mlruns={tmp_path / 'mlruns'}"], standalone_mode=False)
     said = capsys.readouterr().out
-    for size in ("vgg_bn", "small", "middle", "large"):
+    for size in ("vgg_bn", "network 1", "network 8"):
         assert re.search(
             rf"^{size}: [\d,]+ parameters, [\d,]+ FLOPs an image; [\d.]+ s", said, re.M
         )
+    assert re.search(r"^each is predicted from the others within \d+%, by the median$", said, re.M)
     assert re.search(r"^the search: about \d+ \w+ here, if no trial ends early$", said, re.M)
     assert re.search(r"^the final scoring: about \d+ \w+$", said, re.M)
     assert re.search(r"^on the disk: about \d+ MB$", said, re.M)

@@ -485,7 +485,7 @@ def test_an_oracle_and_a_pruner_that_nobody_named_are_chosen(
         ({"objectives": ["val_accuracy"]}, "objectives: expected a metric and what it may cost"),
         ({"objectives": "val_accuracy"}, "objectives: expected a metric and what it may cost"),
         ({"objectives": ["val_loss", "flops"], "objective": "val_loss"}, "no `objective` beside"),
-        ({"constraints": {"parameter": "<= 3"}}, "'parameters', 'flops' or 'megabytes'"),
+        ({"constraints": {"parameter": "<= 3"}}, "'megabytes' or 'epoch_seconds'"),
         ({"constraints": {"flops": "< 3"}}, "'<= NUMBER' or '>= NUMBER'"),
         ({"constraints": {"flops": "<= many"}}, "received '<= many'"),
         ({"constraints": {"flops": "<= -1"}}, "the number above 0"),

@@ -19,9 +19,9 @@ ROOMS = {  # from the top to the bottom; a module knows its own room and those b
     "commands": "commands sweep baseline score report replay registry doctor __main__",
     "search": "definition plan surroundings ledger statistics figures spaces samplers pruners "
     "oracles earlier engines cluster worker store evidence aliases promotion models tracking "
-    "driver search probe retraining final ablation answer "
+    "driver subject probe search retraining final ablation answer "
     "progress recorded reproduction findings discrepancies reconciliation",
-    "training": "network augmentation optimisation checkpoint training",
+    "training": "network augmentation optimisation checkpoint training speed",
     "data": "sources datasets",
     "foundation": "errors backend crash limits",
 }
@@ -48,7 +48,7 @@ HOMES = {  # of each foreign library, the modules that may import it
     "h5py": {"cnn_search.sources"},
     "PIL": {"cnn_search.sources"},
     "sklearn": {"cnn_search.sources"},
-    "scipy": {"cnn_search.statistics", "cnn_search.report"},
+    "scipy": {"cnn_search.statistics", "cnn_search.speed", "cnn_search.report"},
     "optuna": {"cnn_search.samplers", "cnn_search.pruners", "cnn_search.report"},
     "plotly": {"cnn_search.report"},
     "jinja2": {"cnn_search.report"},

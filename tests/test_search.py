@@ -14,6 +14,7 @@ from cnn_search.errors import DefinitionError, LedgerError
 from cnn_search.ledger import read_events, read_record
 from cnn_search.network import BlockConfig, NetworkConfig
 from cnn_search.optimisation import TrainingConfig
+from cnn_search.speed import Measured
 from cnn_search.training import Configuration
 from search_spaces.images import Space
 
@@ -116,6 +117,36 @@ def test_a_second_driver_is_refused(finished, digits):
         pytest.raises(LedgerError, match="expected to be its only driver"),
     ):
         run(folder, digits, {"trials": 9})
+
+
+def slow_by_parameters(definition, dataset):
+    """Stands for measuring: a step takes a millisecond, and a second for a million parameters."""
+    works = [(1.0, 1.0 * n, 2.0 * n**2, 0.1 * (n % 2), 0.01 * n) for n in range(1, 9)]
+    steps = [0.001 + 10 * work[4] for work in works]
+    return [Measured("made up", 1, 1, w, s, s, 0.0) for w, s in zip(works, steps, strict=True)]
+
+
+def test_networks_whose_epochs_would_take_too_long_are_refused(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr(search, "probe", slow_by_parameters)
+    steps = (len(digits.train.labels) + len(digits.validation.labels) / 3) / 64
+    limit = steps * (0.001 + 2_000 / 1e6)  # as long as 2,000 parameters take
+    changes = {"constraints": {"epoch_seconds": f"<= {limit}"}, "trials": 4, "training.epochs": 1}
+    outcome = run(tmp_path, digits, changes)
+    trials = outcome.record.trials.values()
+    assert sum(trial.status != "refused" for trial in trials) == 4
+    for trial in trials:
+        if trial.status == "finished":
+            seconds = steps * (0.001 + trial.result["parameters"] / 1e6)
+            assert trial.costs["epoch_seconds"] == pytest.approx(seconds, rel=1e-6)
+            assert trial.baseline or trial.result["parameters"] <= 2_000
+        else:
+            assert trial.failure["costs"]["epoch_seconds"] > limit
+    assert {trial.status for trial in trials} == {"finished", "refused"}
+    # the same weights when it goes on, though nothing is measured again
+    monkeypatch.setattr(search, "probe", None)
+    more = run(tmp_path, digits, {**changes, "trials": 5})
+    assert kinds(more).count("speed") == 1
+    assert more.record.speed["error"] == pytest.approx(0, abs=1e-6)
 
 
 # Recipes: what a space recommends

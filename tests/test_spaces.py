@@ -16,8 +16,8 @@ from cnn_search.definition import read
 from cnn_search.errors import DefinitionError
 from cnn_search.network import BlockConfig, NetworkConfig, build_network, fitting_blocks
 from cnn_search.optimisation import TrainingConfig
-from cnn_search.search import searched
 from cnn_search.spaces import declared, outside, size
+from cnn_search.subject import searched
 from cnn_search.training import Protocol, find_space
 from search_spaces import images
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 Cost = Literal["parameters", "flops", "megabytes"]
-Limit = Cost | Literal["epoch_seconds"]  # predicted, for one machine
+# the seconds of an epoch are predicted, for one machine
+Limit = Literal["parameters", "flops", "megabytes", "epoch_seconds"]
 
 
 def costs_of(parameters: int, flops: int) -> dict[Limit, float]:

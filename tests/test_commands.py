@@ -446,7 +446,7 @@ def test_a_dry_run_with_a_probe_measures_each_size_and_counts_the_space(
     arguments += ["--oracle=grid", '--set=oracle.over=["filters_1"]', "--trials=30"]
     sweep.main.main([*arguments, f"--mlruns={tmp_path / 'mlruns'}"], standalone_mode=False)
     said = capsys.readouterr().out
-    for size in ("vgg_bn", "network 1", "network 8"):
+    for size in ("vgg_bn", "network 1", "network 5"):
         assert re.search(
             rf"^{size}: [\d,]+ parameters, [\d,]+ FLOPs an image; [\d.]+ s", said, re.M
         )

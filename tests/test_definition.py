@@ -358,6 +358,7 @@ OTHERS: dict[str, Any] = {  # of every field another value than digits.toml's
     "registry.within": 0.01,
     "registry.cost": "flops",
     "costs": ["flops"],
+    "recipes": False,
     "constraints": {"parameters": "<= 500_000"},
     "final.top": 2,
     "final.seeds": 9,
@@ -388,7 +389,7 @@ def test_the_digest_ignores_how_long_a_sweep_runs_and_where_its_data_lies_alone(
     old, new = with_other(key)
     assert old != new
     ignored = {"trials", "minutes", "epochs_total", "disk_megabytes", "data", "data_dir"}
-    ignored |= {"keep_models", "engine", "final", "stop"}
+    ignored |= {"keep_models", "engine", "final", "stop", "recipes"}
     assert (digest(old) == digest(new)) is (key.split(".")[0] in ignored)
     assert ignored == NOT_IN_DIGEST
 

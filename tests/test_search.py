@@ -121,7 +121,7 @@ def test_a_second_driver_is_refused(finished, digits):
 
 def slow_by_parameters(definition, dataset):
     """Stands for measuring: a step takes a millisecond, and a second for a million parameters."""
-    works = [(1.0, 1.0 * n, 2.0 * n**2, 0.1 * (n % 2), 0.01 * n) for n in range(1, 9)]
+    works = [(1.0, n % 3 + 1.0, 1.0 * n**2, 1.0 * (n % 2), 0.01 * n) for n in range(1, 9)]
     steps = [0.001 + 10 * work[4] for work in works]
     return [Measured("made up", 1, 1, w, s, s, 0.0) for w, s in zip(works, steps, strict=True)]
 
@@ -140,7 +140,7 @@ def test_networks_whose_epochs_would_take_too_long_are_refused(tmp_path, digits,
             assert trial.costs["epoch_seconds"] == pytest.approx(seconds, rel=1e-6)
             assert trial.baseline or trial.result["parameters"] <= 2_000
         else:
-            assert trial.failure["costs"]["epoch_seconds"] > limit
+            assert "epoch_seconds, allowed: <= " in trial.failure["message"]
     assert {trial.status for trial in trials} == {"finished", "refused"}
     # the same weights when it goes on, though nothing is measured again
     monkeypatch.setattr(search, "probe", None)
@@ -496,7 +496,7 @@ def test_accuracy_and_a_cost_are_searched_for_together(tmp_path, digits):
 
 def test_a_cheaper_network_near_the_best_is_registered_if_asked_for(tmp_path, digits):
     changes = {"registry.within": 1.0, "registry.cost": "flops", "trials": 4, "keep_models": 1}
-    outcome = run(tmp_path, digits, {**changes, "training.epochs": 1, "seed": 3})
+    outcome = run(tmp_path, digits, {**changes, "training.epochs": 1, "seed": 5})
     finished = outcome.record.ranking()
     cheapest = min(finished, key=lambda trial: trial.costs["flops"])
     assert cheapest is not finished[0]

@@ -76,9 +76,7 @@ def image_data_generator(images: Any, labels: Any, batch: int) -> Any:
 
 
 def keras_layers(images: Any, labels: Any, batch: int) -> Any:
-    """Augment by Keras's layers in a `tf.data` pipeline."""
-    import tensorflow as tf
-
+    """Augment by Keras's layers."""
     changes = keras.Sequential(
         [
             keras.layers.RandomTranslation(0.2, 0.2, fill_mode="nearest", seed=1),
@@ -86,21 +84,20 @@ def keras_layers(images: Any, labels: Any, batch: int) -> Any:
             keras.layers.RandomFlip("horizontal", seed=3),
         ]
     )
-
-    def change(some: Any, targets: Any) -> Any:
-        return changes(tf.cast(some, tf.float32), training=True), targets
-
-    rows = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(images), seed=1)
-    return rows.batch(batch).map(change, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return pipeline(changes, images, labels, batch)
 
 
 def kerastuner(images: Any, labels: Any, batch: int) -> Any:
-    """Augment by KerasTuner's HyperImageAugment, its defaults, in a `tf.data` pipeline."""
+    """Augment by KerasTuner's HyperImageAugment, its defaults."""
     import keras_tuner
-    import tensorflow as tf
 
     maker = keras_tuner.applications.HyperImageAugment(input_shape=images.shape[1:])
-    changes = maker.build(keras_tuner.HyperParameters())
+    return pipeline(maker.build(keras_tuner.HyperParameters()), images, labels, batch)
+
+
+def pipeline(changes: Any, images: Any, labels: Any, batch: int) -> Any:
+    """Shuffle, batch and change images in a `tf.data` pipeline."""
+    import tensorflow as tf
 
     def change(some: Any, targets: Any) -> Any:
         return changes(tf.cast(some, tf.float32), training=True), targets

@@ -57,8 +57,8 @@ class TrainingTable(_Table):
         monitor: What patience looks at.
         weights: Which weights a trial keeps and is scored by.
         class_weights: Weigh classes by the inverse of their share.
-        precision: What training computes in; "mixed_bfloat16" is faster where the processor has it
-            (docs/performance.md). The model that is kept computes in float32, and is scored so.
+        precision: What training computes in; "mixed_bfloat16" may be faster where the processor has
+            it. The model that is kept computes in float32, and is scored so.
         checkpoint_seconds: How old the last checkpoint may become before an epoch leaves a new one.
     """
 

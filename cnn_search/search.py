@@ -218,12 +218,11 @@ class _Search(Driver):
             return
         if not self.record.speed:
             self.say("measuring a few networks for the constraint epoch_seconds ...")
-            found = fit(probe(self.definition, self.dataset))
-            self.append("speed", **dataclasses.asdict(found))
+            self.append("speed", **dataclasses.asdict(fit(probe(self.definition, self.dataset))))
         event = self.record.speed
-        found = Speed(tuple(event["weights"]), event["error"])
-        self.setup = dataclasses.replace(self.setup, speed=found)
-        self.say(f"the seconds of an epoch are predicted within {found.error:.0%}, by the median")
+        speed = Speed(tuple(event["weights"]), event["error"])
+        self.setup = dataclasses.replace(self.setup, speed=speed)
+        self.say(f"the seconds of an epoch are predicted within {speed.error:.0%}, by the median")
 
     def _remember(self, event: Event) -> None:
         """Tell the oracle what earlier sweeps found."""

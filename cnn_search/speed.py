@@ -16,7 +16,6 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 
 from cnn_search.datasets import Dataset, Part
 from cnn_search.network import count_flops
@@ -64,7 +63,7 @@ class Speed:
     def epoch_seconds(self, model: Any, configuration: Any, dataset: Dataset) -> float:
         """Predict the seconds of an epoch, with validation, of a `training.Configuration`."""
         batch = configuration.training.batch_size
-        step = float(np.dot(self.weights, work_of(model, configuration)))
+        step = np.dot(self.weights, work_of(model, configuration))
         images = len(dataset.train.labels) + VALIDATED * len(dataset.validation.labels)
         return float(step * images / batch)
 
@@ -99,6 +98,8 @@ def fit(measured: Sequence[Measured]) -> Speed:
 def _weights(
     works: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
+    from scipy.optimize import nnls  # not in every worker's start
+
     found: npt.NDArray[np.float64] = nnls(works / seconds[:, None], np.ones(len(works)))[0]
     return found
 
@@ -113,14 +114,14 @@ def measure(name: str, space: Any, values: Mapping[str, Any], dataset: Dataset) 
     batch = configuration.training.batch_size
     few = (FIRST + STEPS) * batch
     images, labels = dataset.train.images[:few], dataset.train.labels[:few]
+    epochs = -(-few // len(images))  # of so few images that an epoch has not all those steps
     ticks: list[float] = []
     watch = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: ticks.append(time.perf_counter())
     )
-    space.fit(hp, model, images, labels, epochs=1, callbacks=[watch], verbose=0)
+    space.fit(hp, model, images, labels, epochs=epochs, callbacks=[watch], verbose=0)
     took = time.perf_counter() - began
-    each = np.diff(ticks)
-    step = float(np.median(each[FIRST - 1 :] if len(each) >= FIRST else each)) if len(each) else 0.0
+    step = float(np.median(np.diff(ticks)[FIRST - 1 :]))
     whole = step * -(-len(dataset.train.labels) // batch)
     return Measured(
         name,

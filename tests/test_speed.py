@@ -68,6 +68,13 @@ def test_an_epoch_is_its_steps_and_a_third_of_them_for_the_images_of_validation(
     assert speed.epoch_seconds(model, configuration, data) == pytest.approx(0.25 * steps)
 
 
+def test_a_network_is_measured_on_fewer_images_than_a_batch_too(tmp_path: Path) -> None:
+    data = load("digits", train_limit=60)
+    space: Any = make_space(Setup("digits", Protocol(2), tmp_path), data)
+    found = measure("few", space, {"filters_1": 8, "batch_size": 64}, data)
+    assert 0 < found.step_seconds < found.epoch_seconds
+
+
 def test_real_networks_are_measured_and_predicted(tmp_path: Path) -> None:
     data = load("digits", train_limit=400)
     space: Any = make_space(Setup("digits", Protocol(2), tmp_path), data)

@@ -182,6 +182,15 @@ def test_what_a_space_recommends_is_tried_after_the_baseline(tmp_path, digits, r
     assert asks(again)[4]["source"] == "oracle"
 
 
+def test_a_recipe_is_not_pruned(tmp_path, digits, recommended):
+    # its schedule makes it slow at first; asha ends whoever is second of two
+    pruner = {"pruner.kind": "asha", "pruner.first_epoch": 1, "pruner.factor": 2}
+    outcome = run(tmp_path, digits, {"trials": 6, **pruner})
+    statuses = [trial.status for trial in outcome.record.trials.values()]
+    assert statuses[:3] == ["finished"] * 3
+    assert "pruned" in statuses[3:]
+
+
 def test_a_recipe_that_the_space_is_narrowed_away_from_is_left_out(tmp_path, digits, recommended):
     narrowed = {"trials": 3, "space": TINY | {"filters_1": 16}}
     outcome = run(tmp_path, digits, narrowed)

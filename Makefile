@@ -36,9 +36,7 @@ check: setup
 	$(BIN)/mypy
 
 ui: setup
-	@echo "Choose 'Model training' at the top left, then the sweep's experiment, then its training runs."
-	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
-	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db
+	$(BIN)/python -m cnn_search.ui $(NAME)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

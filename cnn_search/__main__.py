@@ -12,6 +12,11 @@ COMMANDS = {
     "report": "write what a sweep found as one HTML page",
     "replay": "train a trial again from what MLflow has of it, and compare",
     "registry": "list, show, pull, promote or roll back the models that sweeps registered",
+    "watch": "show a sweep from another terminal, as it runs",
+    "ui": "show every trial in MLflow's pages",
+    "predict": "say what a champion sees on photos, and why",
+    "serve": "answer requests with what a champion predicts",
+    "export": "write a champion as SavedModel, ONNX or LiteRT",
     "doctor": "say where ledgers, MLflow and files disagree, and reconcile them",
 }
 

@@ -43,7 +43,7 @@ def prepare(threads: int) -> None:
 
 def load() -> None:
     """Import Keras, without its backend's greetings on stderr."""
-    with _silent_stderr():
+    with silent_stderr():
         import keras  # noqa: F401
 
 
@@ -61,7 +61,8 @@ def _threads_of(name: str) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
+def silent_stderr() -> Iterator[None]:
+    """Drop what native code writes to the file descriptor of standard error."""
     # TensorFlow 2.21 writes "oneDNN custom operations are on" straight to the file descriptor,
     # before it has read its own log level
     sys.stderr.flush()
@@ -73,3 +74,39 @@ def _silent_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def gradients(model: Any, images: Any, index: int) -> Any:
+    """Return the gradient of a model's output `index` by its inputs, of each image on its own.
+
+    Args:
+        model: A `keras.Model` with float32 inputs and one row of outputs an image.
+        images: float32 `(n, height, width, channels)`.
+        index: Of the output.
+    """
+    import keras
+
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        import tensorflow as tf
+
+        inputs = tf.constant(images)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            total = tf.reduce_sum(model(inputs, training=False)[:, index])
+        return tape.gradient(total, inputs).numpy()
+    if name == "jax":
+        import jax
+
+        variables = (
+            [v.value for v in model.trainable_variables],
+            [v.value for v in model.non_trainable_variables],
+        )
+        return jax.device_get(
+            jax.grad(lambda x: model.stateless_call(*variables, x)[0][:, index].sum())(images)
+        )
+    import torch
+
+    inputs = torch.tensor(images, requires_grad=True)
+    model(inputs, training=False)[:, index].sum().backward()
+    return inputs.grad.numpy()

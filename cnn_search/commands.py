@@ -23,7 +23,7 @@ def start(command: click.Command, name: str) -> None:
     try:
         code = command.main(prog_name=f"python -m cnn_search.{name}", standalone_mode=False)
     except click.ClickException as error:
-        message = error.format_message()
+        message = error.format_message().replace("\n\t", " ")  # click's lists of choices
         context = getattr(error, "ctx", None)
         hint = f" Try `{context.command_path} --help`." if context is not None else ""
         click.echo(f"error: {message}{hint}", err=True)
@@ -46,6 +46,22 @@ def mlruns_option() -> Callable[[Any], Any]:
         default=Path("mlruns"),
         show_default=True,
         help="Folder of the ledgers, and of MLflow's database and artifacts.",
+    )
+
+
+def json_option() -> Callable[[Any], Any]:
+    """Return the option --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+
+
+def alias_option() -> Callable[[Any], Any]:
+    """Return the option --alias."""
+    return click.option(
+        "--alias",
+        type=click.Choice(["champion", "challenger"]),
+        default="champion",
+        show_default=True,
+        help="Which version: the best, or the last that was not promoted.",
     )
 
 

@@ -5,6 +5,7 @@ CnnSearchError        a user's mistake or the world's; one line on stderr, exit 
 ├── DefinitionError   a sweep's TOML file, an option or a hyperparameter is wrong
 ├── EngineError       workers or their scheduler cannot be reached, or cannot do what is asked
 ├── LedgerError       the record of a sweep is damaged, in use, or of another sweep
+├── ModelError        a model's file cannot be opened, written in another format, or served
 └── TrackingError     MLflow cannot be reached or written, or holds no such model
 
 A message says where, what was expected, what was received, and what to do.
@@ -29,6 +30,10 @@ class EngineError(CnnSearchError):
 
 class LedgerError(CnnSearchError):
     """The record of a sweep is damaged, in use, or belongs to another sweep."""
+
+
+class ModelError(CnnSearchError):
+    """A model's file cannot be opened, written in another format, or served."""
 
 
 class TrackingError(CnnSearchError):

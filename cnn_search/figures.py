@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -102,6 +103,31 @@ def draw_predictions(
         for p, t, row in zip(predicted, labels, probabilities, strict=True)
     ]
     return draw_grid(images, captions, list(predicted == labels))
+
+
+def draw_explanations(
+    images: npt.NDArray[np.uint8], parts: Sequence[npt.NDArray[np.float32]], captions: Sequence[str]
+) -> Figure:
+    """Draw each image, and beside it what its pixels add to (blue) and take from (orange) a class.
+
+    Args:
+        images: uint8 `(n, height, width, channels)`, 1 or 3 channels.
+        parts: Of each image, float32 `(height, width)`; the largest gets the full colour.
+        captions: `n` texts.
+    """
+    colours = LinearSegmentedColormap.from_list("parts", [ORANGE, "white", BLUE])
+    figure = Figure(figsize=(6.4, 3.2 * len(images)), layout="constrained")
+    rows = figure.subplots(len(images), 2, squeeze=False)
+    for (left, right), image, part, caption in zip(rows, images, parts, captions, strict=True):
+        left.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+        left.set_title(caption)
+        most = float(np.abs(part).max()) or 1.0
+        drawn = right.imshow(part, cmap=colours, vmin=-most, vmax=most)
+        bar = figure.colorbar(drawn, ax=right, shrink=0.8)
+        bar.set_label("added to the probability")
+        left.set_axis_off()
+        right.set_axis_off()
+    return figure
 
 
 def _short(name: str) -> str:

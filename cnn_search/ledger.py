@@ -463,6 +463,13 @@ def find_sweep(mlruns: Path, name: str) -> Path | None:
     return folders[-1].parent if folders else None
 
 
+def newest_sweep(mlruns: Path) -> Path | None:
+    """Return the folder of the sweep that was written to last, or None."""
+    ledgers = sweeps_folder(mlruns).glob("*/ledger.jsonl")
+    newest = max(ledgers, key=lambda ledger: ledger.stat().st_mtime, default=None)
+    return newest.parent if newest else None
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder below mlruns.
 

@@ -94,24 +94,33 @@ class Reporter:
         news = f"{objective} {event['metrics'][objective]:.4f}"
         if trial.source != "final" and (ranking := record.ranking()):
             news += f"  best {ranking[0].result['score']:.4f}"
-        news += f"  {self._time_left(record)}"
+        news += f"  {time_left(record, self.epochs, self.minutes)}"
         if trial.number in self._tasks:
             self._bars.update(self._tasks[trial.number], completed=event["epoch"], news=news)
         elif time.monotonic() - self._said >= PLAIN_SECONDS:
             self._said = time.monotonic()
             self.say(f"{self._name(trial)}: epoch {event['epoch']}/{trial.epochs}  {news}")
 
-    def _time_left(self, record: Record) -> str:
-        """Estimate what is left: as many of the epochs end early as so far, and take as long."""
-        trials = (record.finals if record.job == "final" else record.trials).values()
-        epochs = [s for trial in trials for s in trial.seconds.values()]
-        early = [trial for trial in trials if trial.status in ("pruned", "failed")]
-        saved = sum(trial.epochs - len(trial.curve) for trial in early)
-        each = sum(epochs) / (len(epochs) + saved)
-        left = max(0, self.epochs - len(epochs) - saved) * each
-        if self.minutes and record.job == "search":
-            left = min(left, self.minutes * 60 - record.seconds)
-        return f"about {duration(max(0.0, left))} left"
+
+def time_left(record: Record, epochs: int, minutes: float | None) -> str:
+    """Return what is left in words: as many epochs end early as so far, and take as long.
+
+    Args:
+        record: Of a sweep that runs.
+        epochs: How many its search or final scoring has, in all.
+        minutes: The limit of its search, if it has one.
+    """
+    trials = (record.finals if record.job == "final" else record.trials).values()
+    seconds = [s for trial in trials for s in trial.seconds.values()]
+    if not seconds:
+        return "no epoch yet"
+    early = [trial for trial in trials if trial.status in ("pruned", "failed")]
+    saved = sum(trial.epochs - len(trial.curve) for trial in early)
+    each = sum(seconds) / (len(seconds) + saved)
+    left = max(0, epochs - len(seconds) - saved) * each
+    if minutes and record.job == "search":
+        left = min(left, minutes * 60 - record.seconds)
+    return f"about {duration(max(0.0, left))} left"
 
 
 def describe_data(dataset: Dataset) -> str:

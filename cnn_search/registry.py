@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,13 @@ import click
 from cnn_search import commands
 
 
-def json_option() -> Callable[[Any], Any]:
-    """Return the option --json."""
-    return click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-
-
-def alias_option() -> Callable[[Any], Any]:
-    """Return the option --alias."""
-    return click.option(
-        "--alias",
-        type=click.Choice(["champion", "challenger"]),
-        default="champion",
-        show_default=True,
-        help="Which version: the best, or the last that was not promoted.",
-    )
-
-
 @click.group(no_args_is_help=False)
 def main() -> None:
     """Look at the models that sweeps registered, take them along, and say who is champion."""
 
 
 @main.command("list")
-@json_option()
+@commands.json_option()
 @commands.mlruns_option()
 def list_(as_json: bool, mlruns: Path) -> None:
     """Show every registered model that has a champion, and on what evidence."""
@@ -54,8 +37,8 @@ def list_(as_json: bool, mlruns: Path) -> None:
 
 @main.command()
 @click.argument("name")
-@alias_option()
-@json_option()
+@commands.alias_option()
+@commands.json_option()
 @commands.mlruns_option()
 def show(name: str, alias: str, as_json: bool, mlruns: Path) -> None:
     """Show what is known of a champion: its evidence, classes, hyperparameters, and its URI."""
@@ -83,8 +66,8 @@ def show(name: str, alias: str, as_json: bool, mlruns: Path) -> None:
 @click.option(
     "--to", "folder", type=click.Path(path_type=Path), default=Path("."), help="Folder [here]."
 )
-@alias_option()
-@json_option()
+@commands.alias_option()
+@commands.json_option()
 @commands.mlruns_option()
 def pull(name: str, folder: Path, alias: str, as_json: bool, mlruns: Path) -> None:
     """Write a champion's model, class names and configuration as plain files.
@@ -103,7 +86,7 @@ def pull(name: str, folder: Path, alias: str, as_json: bool, mlruns: Path) -> No
 
 @main.command()
 @click.argument("name")
-@json_option()
+@commands.json_option()
 @commands.mlruns_option()
 def history(name: str, as_json: bool, mlruns: Path) -> None:
     """Show every move of a model's aliases: from, to, on what evidence, when, by which sweep."""
@@ -127,7 +110,7 @@ def history(name: str, as_json: bool, mlruns: Path) -> None:
 
 @main.command()
 @click.argument("name")
-@json_option()
+@commands.json_option()
 @commands.mlruns_option()
 def rollback(name: str, as_json: bool, mlruns: Path) -> None:
     """Make the version champion again that was it before, and record it."""
@@ -140,7 +123,7 @@ def rollback(name: str, as_json: bool, mlruns: Path) -> None:
 @click.argument("name")
 @click.option("--version", type=click.IntRange(min=1), help="Which version [the challenger].")
 @click.option("--force", is_flag=True, help="Without the evidence for it; that is recorded.")
-@json_option()
+@commands.json_option()
 @commands.mlruns_option()
 def promote(name: str, version: int | None, force: bool, as_json: bool, mlruns: Path) -> None:
     """Make a version champion by force; without --force, say why it is not promoted."""

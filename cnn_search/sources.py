@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -235,6 +235,10 @@ def _pick(path: Path, arrays: dict[str, NDArray[Any]], pairs: Sequence[tuple[str
 
 def read_folder(folder: Path, image_size: tuple[int, int] | None) -> Found:
     """Reads a folder of one sub-folder a class, or of `train` and `test` of such."""
+
+    def named(files: Sequence[Path]) -> list[tuple[str, Path]]:
+        return [(file.relative_to(folder).as_posix(), file) for file in files]
+
     roots = _part_folders(folder)
     class_names = _subfolders(roots[0])
     listed = [[f for f in _seen(r, "*/*") if f.suffix.lower() in IMAGE_SUFFIXES] for r in roots]
@@ -244,14 +248,14 @@ def read_folder(folder: Path, image_size: tuple[int, int] | None) -> Found:
             received = f"{len(_subfolders(root))} sub-folders and no image in one of a class"
             raise wrong(root, expected, received, "Sort the images into such folders.")
     everything = [*itertools.chain(*listed)]
-    sizes, modes = zip(*_each(folder, everything, _size_and_mode), strict=True)
+    sizes, modes = zip(*_each(folder, named(everything), _size_and_mode), strict=True)
     height, width = image_size or (min(LARGEST_SIDE, round(m)) for m in np.median(sizes, axis=0))
     decode = partial(_decode, "L" if {*modes} <= GREY_MODES else "RGB", height, width)
     parts = [
         Raw(
-            np.stack(_each(folder, files, decode)),
+            np.stack(_each(folder, named(files), decode)),
             np.array([class_names.index(file.parent.name) for file in files]),
-            [file.relative_to(folder).as_posix() for file in files],
+            [name for name, _ in named(files)],
         )
         for files in listed
     ]
@@ -293,22 +297,22 @@ def _subfolders(folder: Path) -> tuple[str, ...]:
     return tuple(path.name for path in _seen(folder, "*") if path.is_dir())
 
 
-def _each(folder: Path, files: Sequence[Path], read: Callable[[Path], Any]) -> list[Any]:
-    """Reads each file, and names those that cannot be read all at once."""
+def _each(where: object, files: Sequence[tuple[str, Any]], read: Callable[[Any], Any]) -> list[Any]:
+    """Reads each file, given with its name, and names those that cannot be read all at once."""
     results, broken = [], []
-    for file in files:
+    for name, file in files:
         try:
             results.append(read(file))
         except Exception as error:  # a decoder may raise anything at all on a broken file
-            broken.append(f"{file.relative_to(folder)} ({error})")
+            broken.append(f"{name} ({error})")
     if broken:
         received = f"{len(broken)} that cannot be read: {', '.join(broken[:3])}"
         expected = "PNG or JPEG images of 8 bits a channel"
-        raise wrong(folder, expected, received, "Repair or remove them.")
+        raise wrong(where, expected, received, "Repair or remove them.")
     return results
 
 
-def _size_and_mode(file: Path) -> tuple[tuple[int, int], str]:
+def _size_and_mode(file: Path | BinaryIO) -> tuple[tuple[int, int], str]:
     """Reads (height, width) and Pillow's mode from an image's header."""
     from PIL import ExifTags, Image
 
@@ -319,7 +323,24 @@ def _size_and_mode(file: Path) -> tuple[tuple[int, int], str]:
         return (image.size if on_its_side else image.size[::-1]), image.mode
 
 
-def _decode(mode: str, height: int, width: int, file: Path) -> NDArray[np.uint8]:
+def read_photos(
+    photos: Sequence[Path | BinaryIO], names: Sequence[str], shape: tuple[int, int, int]
+) -> NDArray[np.uint8]:
+    """Reads photos of any size as a model takes them: upright, as uint8 (n, *shape).
+
+    Raises:
+        DataError: some cannot be read; the message has their names.
+    """
+    height, width, channels = shape
+
+    def read(photo: Path | BinaryIO) -> NDArray[np.uint8]:
+        _size_and_mode(photo)  # which refuses 16 bits
+        return _decode("L" if channels == 1 else "RGB", height, width, photo)
+
+    return np.stack(_each("photos", list(zip(names, photos, strict=True)), read))
+
+
+def _decode(mode: str, height: int, width: int, file: Path | BinaryIO) -> NDArray[np.uint8]:
     """Reads an image upright as uint8 (height, width, channels)."""
     from PIL import Image, ImageOps
 

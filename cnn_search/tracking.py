@@ -24,9 +24,10 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 from mlflow.types import Schema, TensorSpec
 
-from cnn_search import figures, models
+from cnn_search import figures, models, views
 from cnn_search.answer import answer
 from cnn_search.ledger import Event, Record, Trial, read_events
+from cnn_search.progress import changes
 
 __all__ = ["Follower", "Store", "open_store"]
 
@@ -202,6 +203,8 @@ class _Delivery:
         tags = {"cnn_search.sweep": event["sweep"], "cnn_search.kind": "sweep"}
         self._find_or_create("parent", tags, event["sweep"], event["time"])
         run, data, definition = self.runs["parent"], event["data"], event["definition"]
+        experiment = self.store.experiment_id(self.client)
+        views.save(self.client, str(experiment), definition["objective"])
         self._log(
             run,
             params=_flat({k: v for k, v in definition.items() if v not in (None, [], {})}),
@@ -264,13 +267,14 @@ class _Delivery:
             "attempt": str(event["attempt"]),
             "threads": str(event["threads"]),
             "backend": event["backend"],
+            "outcome": "running",
             **_surroundings(self.record.session),
         }
         if final:
             tags |= {"kind": "final", "finalist": trial.finalist}
             name = f"final {trial.number:03d} {trial.finalist}"
         else:
-            tags["trial"] = str(trial.number)
+            tags |= {"trial": str(trial.number), "changed": changes(self.record, trial)}
             kind = "baseline" if trial.baseline else trial.source
             called = trial.baseline or trial.recipe
             tags["kind"] = f"{kind} {called}".strip()
@@ -309,13 +313,14 @@ class _Delivery:
         names = ("best_epoch", "parameters", "trainable_parameters", "flops", "blocks_dropped")
         metrics = {name: event[name] for name in names}
         metrics |= {
-            "seconds": sum(trial.seconds.values()),
+            "seconds": round(sum(trial.seconds.values()), 1),
             "model_megabytes": event["model_bytes"] / 1e6,
             "memory_megabytes": event.get("memory_bytes", 0) / 1e6,
             f"best_{self.record.definition['objective']}": event["score"],
         }
         step = event["epochs"]
-        self._log(run, metrics=metrics, tags={"final": "true"}, at=event["time"], step=step)
+        tags = {"final": "true", "outcome": "finished"}
+        self._log(run, metrics=metrics, tags=tags, at=event["time"], step=step)
         title = trial.finalist or f"trial {trial.number} {trial.baseline}".strip()
         class_names = self.record.header["data"]["class_names"]
         files, missing = figures.draw_trial(self._folder(trial), trial.curve, title, class_names)
@@ -330,24 +335,26 @@ class _Delivery:
 
     def _end_failed(self, event: Event) -> None:
         run = self._run_of(event)
-        tags = {"final": "true", "failure": event["reason"], "failure_message": event["message"]}
-        self._log(run, tags=tags)
+        tags = {"failure": event["reason"], "failure_message": event["message"]}
+        self._log(run, tags={"final": "true", "outcome": f"failed: {event['reason']}", **tags})
         self.client.log_text(run, event["traceback"], "traceback.txt")
         self.client.set_terminated(run, "FAILED", int(event["time"] * 1000))
 
     def _end_early(self, event: Event) -> None:
         run = self._run_of(event)
-        told = (
-            {"pruned_after": event["epoch"]} if "epoch" in event else {"refused": event["message"]}
-        )
+        told = {"refused": event["message"], "outcome": "refused"}
+        if "epoch" in event:
+            told = {"pruned_after": event["epoch"], "outcome": f"pruned after {event['epoch']}"}
         self._log(run, tags={"final": "true", **told})
         self.client.set_terminated(run, "KILLED", int(event["time"] * 1000))
 
     def _end_killed(self, event: Event) -> None:
         run = self._run_of(event)
+        told = {"outcome": "stopped"}
         if "reason" in event:
             told = {"failure": event["reason"], "failure_message": event.get("message", "")}
-            self._log(run, tags=told)
+            told["outcome"] = f"stopped: {event['reason']}"
+        self._log(run, tags=told)
         self.client.set_terminated(run, "KILLED", int(event["time"] * 1000))
 
     def _log_test(self, event: Event) -> None:

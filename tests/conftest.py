@@ -2,7 +2,9 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,3 +36,16 @@ def data_dir() -> Path:
     if not (folder / "cifar10.npz").exists():
         pytest.skip(f"no cifar10.npz in {folder}; set CNN_SEARCH_DATA_DIR")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Open the system's Chromium, or skip with the reason."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
+    chromium = Path("/usr/bin/chromium")
+    if not chromium.exists():
+        pytest.skip(f"no Chromium at {chromium}")
+    with playwright.sync_playwright() as found:
+        opened = found.chromium.launch(executable_path=str(chromium), args=["--no-sandbox"])
+        yield opened
+        opened.close()

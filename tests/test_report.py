@@ -797,18 +797,6 @@ def test_the_report_is_made_from_mlflow_and_left_there(tmp_path, capsys, monkeyp
 # In a browser
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
-    chromium = Path("/usr/bin/chromium")
-    if not chromium.exists():
-        pytest.skip(f"no Chromium at {chromium}")
-    with playwright.sync_playwright() as found:
-        opened = found.chromium.launch(executable_path=str(chromium), args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_draws_everything_and_asks_for_nothing(browser, written, width):
     tab = browser.new_page(viewport={"width": width, "height": 844})

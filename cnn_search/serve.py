@@ -1,0 +1,54 @@
+"""python -m cnn_search.serve NAME: a champion behind HTTP, by MLflow's scoring server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+
+import click
+
+from cnn_search import commands
+
+
+@click.command()
+@click.argument("name")
+@click.option("--port", type=click.IntRange(1, 65535), help="To listen on [a free one].")
+@commands.alias_option()
+@commands.mlruns_option()
+def main(name: str, port: int | None, alias: str, mlruns: Path) -> None:
+    """Answer requests on this machine with what a champion predicts, until Ctrl-C.
+
+    A request has raw uint8 images of the model's size, the answer class probabilities. The server
+    is MLflow's, listens on 127.0.0.1, and asks nobody who he is.
+
+    Examples:
+        python -m cnn_search.serve cifar10
+    """
+    from cnn_search import models, servers, store
+
+    opened = store.open_store(mlruns, name)
+    model = models.show_model(opened, name, alias)
+    port = port or servers.free_port()
+    arguments = ["models", "serve", "--model-uri", model["uri"], "--env-manager", "local"]
+    click.echo(f"{name} version {model['version']}, {alias}: {model['summary']}; starting ...")
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        example = models.fetch_example(opened, model["run"], Path(folder))
+        process = stack.enter_context(servers.running(arguments, port, "/ping", opened.uri))
+        click.echo(
+            f"http://{servers.HOST}:{port}/invocations answers; Ctrl-C ends it. For example:\n"
+            f"  curl http://{servers.HOST}:{port}/invocations -H 'Content-Type: application/json' "
+            f"-d @{example}\n"
+            f"The classes, in the order of the answer: {json.dumps(model['class_names'])}"
+        )
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            click.echo("ended")
+            return
+    raise click.ClickException("the server ended by itself.")
+
+
+if __name__ == "__main__":
+    commands.start(main, "serve")

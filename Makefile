@@ -5,7 +5,7 @@ BIN := .venv/bin
 # set in some environments; without .pyc files, importing TensorFlow takes 20 seconds instead of 5
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup sweep test test-fast test-all check ui clean
+.PHONY: setup sweep test test-fast test-jax test-torch test-all check ui clean
 
 setup: .venv/installed
 
@@ -27,7 +27,20 @@ test: setup  ## all tests, as CI runs them
 test-fast: setup  ## under three minutes
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
-test-all: setup  ## with every kind of kill and fault, of which `make test` runs some each day
+# of what trains: the same tests, and a sweep of digits, on another backend of Keras
+TRAINING := test_training test_network test_optimisation test_augmentation test_backends
+
+test-jax test-torch: test-%: .venv/%/installed
+	KERAS_BACKEND=$* .venv/$*/bin/python -m pytest -n 2 $(TRAINING:%=tests/%.py)
+
+# on top of .venv, whose packages it sees
+.venv/%/installed: .venv/installed
+	$(PYTHON) -m venv .venv/$*
+	echo $(CURDIR)/.venv/lib/python3.*/site-packages > $$(echo .venv/$*/lib/python3.*/site-packages)/cnn_search.pth
+	.venv/$*/bin/pip install --disable-pip-version-check -c constraints.txt $*
+	touch $@
+
+test-all: setup test-jax test-torch  ## with every kind of kill and fault, of which `make test` runs some each day
 	CNN_SEARCH_ALL_FAULTS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup

@@ -17,6 +17,14 @@ INTERRUPTED = 130
 # that TensorFlow keeps goes with it (docs/design.md)
 WORKERS = 1
 
+KEYS = {  # of a sweep's TOML file, by the option that sets them, where their names differ
+    "epochs": "training.epochs",
+    "oracle": "oracle.kind",
+    "pruner": "pruner.kind",
+    "disk_quota": "disk_megabytes",
+    **{k: f"engine.{k}" for k in ("workers", "scheduler", "insecure", "gpus", "threads")},
+}
+
 
 def start(command: click.Command, name: str) -> None:
     """Run a command: a user's mistake is one line on stderr and exit code 2; a bug a traceback."""

@@ -5,6 +5,7 @@ The one part of a sweep that reads the test images: after its last training, onc
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnn_search.datasets import Dataset, Part
-from cnn_search.definition import EngineTable, FinalTable
+from cnn_search.definition import Definition, EngineTable, FinalTable
 from cnn_search.driver import OnEvent, Outcome, Say
 from cnn_search.errors import LedgerError
 from cnn_search.ledger import Record, Trial, choose, pack_bits, read_record
@@ -23,6 +24,8 @@ from cnn_search.retraining import Retrainer, Wanted
 from cnn_search.subject import baseline_values
 from cnn_search.training import SHOWN_IMAGES
 
+# how a search ends that may be scored
+SEARCHED = ("finished", "exhausted", "flat", "minutes", "epochs", "quota")
 CALIBRATION_BINS = 15
 TIMED_CALLS = 30
 
@@ -102,6 +105,36 @@ def run(
     record = read_record(folder / "ledger.jsonl")
     final = _Final(folder, record, dataset, table, minutes, engine, on_event, say)
     return final.run(mlruns)
+
+
+def conclude(
+    outcome: Outcome,
+    sweep: Definition,
+    table: FinalTable | None,
+    dataset: Dataset,
+    mlruns: Path,
+    **told: Any,
+) -> Outcome:
+    """Score what a search found, if it ended so that it may be, in what its minutes leave.
+
+    Args:
+        outcome: Of the search.
+        sweep: Its definition.
+        table: What to train and how often; None for nothing.
+        dataset: Its images.
+        mlruns: The folder of ledgers and of MLflow's own store.
+        **told: `on_event` and `say`, see `run`.
+
+    Returns:
+        How the scoring ended, or the search's outcome.
+    """
+    record = outcome.record
+    if table is None or not record.ranking() or record.end not in SEARCHED:
+        return outcome
+    fitting, minutes = fit(record, table, sweep.minutes)
+    where: dict[str, Any] = {"minutes": minutes, "engine": sweep.engine}
+    scored = run(outcome.folder, dataset, mlruns, fitting, **where, **told)
+    return dataclasses.replace(scored, already=outcome.already and scored.already)
 
 
 class _Final(Retrainer):

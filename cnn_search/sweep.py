@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 import sys
@@ -13,16 +12,6 @@ import click
 
 from cnn_search import commands, definition, plan
 from cnn_search.surroundings import usable_cores
-
-ENGINE = ("workers", "scheduler", "insecure", "gpus", "threads")
-SEARCHED = (
-    "finished",
-    "exhausted",
-    "flat",
-    "minutes",
-    "epochs",
-    "quota",
-)  # how a search ends that may be scored
 
 
 @click.command()
@@ -142,6 +131,7 @@ def main(
         reporter.say(plan.who(sweep))
     backend.load()
     from cnn_search import answer, final, search
+    from cnn_search.report import page
 
     if dry_run:
         few = search.check(sweep, dataset, pairs)
@@ -152,17 +142,12 @@ def main(
         reserve = final.reserve(table, sweep.minutes)
         begin: dict[str, Any] = {"tries": pairs, "new": new, "warm_start": warm_start}
         outcome = search.run(sweep, dataset, mlruns, **begin, reserve=reserve, **told)
-        if table and outcome.record.ranking() and outcome.record.end in SEARCHED:
-            fitting, minutes = final.fit(outcome.record, table, sweep.minutes)
-            told |= {"minutes": minutes, "engine": sweep.engine}
-            scored = final.run(outcome.folder, dataset, mlruns, fitting, **told)
-            already = outcome.already and scored.already
-            outcome = dataclasses.replace(scored, already=already)
+        outcome = final.conclude(outcome, sweep, table, dataset, mlruns, **told)
     finally:
         reporter.close()
     summary = progress.summarise(outcome.record)
     found = answer.answer(outcome.record)
-    written = _write_report(sweep.name, outcome, mlruns, reporter.say)
+    written = page.leave(outcome, sweep.name, mlruns, reporter.say)
     if as_json:
         summary["answer"] = found
         summary["report"] = written
@@ -194,26 +179,8 @@ def _list(as_json: bool) -> int:
 
 def _changes(options: dict[str, Any], changes: tuple[str, ...]) -> dict[str, Any]:
     """Return the options of the command line as changes of the definition."""
-    keys = {"epochs": "training.epochs", "oracle": "oracle.kind", "disk_quota": "disk_megabytes"}
-    keys["pruner"] = "pruner.kind"
-    keys |= {key: f"engine.{key}" for key in ENGINE}
-    given = {keys.get(k, k): v for k, v in options.items() if v is not None}
+    given = {commands.KEYS.get(k, k): v for k, v in options.items() if v is not None}
     return given | dict(commands.parse_pair(text, "--set") for text in changes)
-
-
-def _write_report(name: str, outcome: Any, mlruns: Path, say: Any) -> str:
-    """Write the page, leave it in MLflow, return its path; empty if there is nothing to show."""
-    from cnn_search.report import page
-
-    target = outcome.folder / "report.html"
-    if outcome.already and target.exists():
-        return str(target)
-    if not outcome.record.ranking():
-        return ""
-    page.write(outcome.folder / "ledger.jsonl", target)
-    if not outcome.undelivered and (why := page.publish(target, name, outcome.folder.name, mlruns)):
-        say(f"note: {why}")
-    return str(target)
 
 
 def _what_next(sweep: Any, outcome: Any, written: str) -> list[str]:

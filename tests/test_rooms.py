@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 ROOMS = {  # from the top to the bottom; a module knows its own room and those below
     "commands": "commands sweep baseline score report watch ui replay registry predict serve "
-    "export doctor __main__",
+    "export doctor api __main__",
     "search": "definition plan surroundings ledger statistics figures spaces samplers pruners "
     "oracles earlier engines cluster worker store evidence aliases promotion models tracking "
     "driver subject probe search retraining final ablation answer "
@@ -56,7 +56,7 @@ HOMES = {  # of each foreign library, the modules that may import it
     "jinja2": {"cnn_search.report"},
     "click": {f"cnn_search.{module}" for module in ROOMS["commands"].split()},
     "rich": {
-        f"cnn_search.{module}" for module in ("progress", "dashboard", "sweep", "score", "watch")
+        f"cnn_search.{module}" for module in "progress dashboard sweep score watch api".split()
     },
 }
 KNOWN_TO_SPACES = {"network", "augmentation", "optimisation", "training", "errors"}

@@ -7,9 +7,10 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import plotly
@@ -22,6 +23,9 @@ from cnn_search.report import sections
 from cnn_search.report.analysis import analyse, read
 from cnn_search.report.formats import when
 from cnn_search.report.parts import Figure, Image, Table
+
+if TYPE_CHECKING:
+    from cnn_search.driver import Outcome
 
 MOST_ROWS = 500  # of a table in the page; all are in the JSON twin
 MOST_MARKDOWN_ROWS = 60
@@ -93,6 +97,29 @@ def publish(target: Path, name: str, sweep: str, mlruns: Path) -> str:
     except TrackingError as error:
         return f"the page was not left in MLflow. {error}"
     return ""
+
+
+def leave(outcome: Outcome, name: str, mlruns: Path, say: Callable[[str], None]) -> str:
+    """Write the page at the end of a sweep, and leave it in MLflow.
+
+    Args:
+        outcome: How it ended.
+        name: The sweep's.
+        mlruns: The folder of MLflow's own store.
+        say: Told why MLflow did not get it.
+
+    Returns:
+        Its path; empty if there is nothing to show.
+    """
+    target = outcome.folder / "report.html"
+    if outcome.already and target.exists():
+        return str(target)
+    if not outcome.record.ranking():
+        return ""
+    write(outcome.folder / "ledger.jsonl", target)
+    if not outcome.undelivered and (why := publish(target, name, outcome.folder.name, mlruns)):
+        say(f"note: {why}")
+    return str(target)
 
 
 def make(ledger: Path) -> Report:

@@ -86,13 +86,17 @@ def test_every_baseline_is_a_point_of_its_space(name: str, which: str) -> None:
     assert space.configure(space.hyperparameters(through_a_ledger)) == configuration
 
 
-@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("name", [*SPACES, "cifar10_gpu"])
 def test_every_recipe_is_a_point_of_its_space_and_of_the_shipped_sweep(name: str) -> None:
-    space, sweep = make(name), read(name)
+    sweep = read(name)
+    shape, classes = SPACES[name.removesuffix("_gpu")]
+    space = find_space(sweep.search_space)(shape, classes, 1000, Protocol(3))
+    space.build(space.hyperparameters(space.baseline_values(next(iter(space.baselines)))))
     left = searched(sweep, declared(space))
     for recipe, values in space.recipe_values().items():
         assert space.configure(space.hyperparameters(values)) == space.recipes[recipe]
         assert outside(left, values) == []
+        space.build(space.hyperparameters(values))
 
 
 def test_the_fast_recipe_of_cifar10_has_the_layers_that_it_says() -> None:

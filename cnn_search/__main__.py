@@ -7,6 +7,7 @@ import sys
 
 COMMANDS = {
     "sweep": "train the book's model, search for a better one, register it",
+    "init": "write a sweep of your own images, to edit and run",
     "baseline": "train a tutorial's model alone, as the tutorial does",
     "score": "train the best and the book's model anew, score them on the test part",
     "report": "write what a sweep found as one HTML page",

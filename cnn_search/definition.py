@@ -40,6 +40,7 @@ NOT_IN_DIGEST = {
 }
 AUTO = "auto"
 WORTH_PRUNING = 6  # epochs of a trial
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a sweep: it names folders, and a model
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -270,7 +271,7 @@ class Definition(_Table):
             that costs more is not trained, and does not count among the trials.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=NAME)]
     data: str
     search_space: str
     data_dir: str | None = None

@@ -9,11 +9,14 @@ from __future__ import annotations
 import dataclasses
 import errno
 import importlib
+import importlib.util
 import json
 import math
 import os
+import sys
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,20 +178,38 @@ class Stopped(Exception):
 
 
 def find_space(reference: str) -> Any:
-    """Return the class of a space: "cifar10" of `search_spaces`, or "package.module:Class".
+    """Return the class of a space: "cifar10", "package.module:Class", or "file.py:Class".
 
     Raises:
         DefinitionError: no such module or class.
     """
     module, _, name = reference.partition(":")
-    module = module if ":" in reference or "." in module else f"search_spaces.{module}"
+    own = module if ":" in reference or "." in module else f"search_spaces.{module}"
     try:
-        return getattr(importlib.import_module(module), name or "Space")
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        found = _load_file(Path(module)) if module.endswith(".py") else importlib.import_module(own)
+        return getattr(found, name or "Space")
+    except (ImportError, AttributeError, TypeError, ValueError, OSError, SyntaxError) as error:
         raise DefinitionError(
-            f"space: expected the name of a file in search_spaces/ or 'package.module:Class'; "
-            f"received {reference!r} ({error}). Correct `search_space` in the sweep's TOML file."
+            f"space: expected the name of a file in search_spaces/, 'package.module:Class' or "
+            f"'file.py:Class'; received {reference!r} ({error}). Correct `search_space` in the "
+            "sweep's TOML file."
         ) from None
+
+
+def _load_file(file: Path) -> Any:
+    """Return the module of a file; one of the same path and text is loaded once."""
+    name = f"cnn_search_space_{zlib.crc32(str(file.resolve()).encode() + file.read_bytes()):08x}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{file} is no Python file")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
 
 
 def make_space(setup: Setup, dataset: Dataset, seed: int = 1) -> Any:

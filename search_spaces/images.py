@@ -219,7 +219,7 @@ class Space(keras_tuner.HyperModel):
             "residual": choose("residual", (False, True)),
         }
         blocks = []
-        for i in self.depth:
+        for i in range(1, max(self.depth) + 1):
             with hp.conditional_scope("depth", [d for d in self.depth if d >= i]):
                 block = {
                     "filters": choose(f"filters_{i}", self.filters),

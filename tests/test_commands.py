@@ -62,6 +62,8 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("score", ["nothing"], 2, "expected a sweep that ran; there is none called 'nothing'"),
         ("report", ["--help"], 0, "Write what a sweep found as one HTML file"),
         ("replay", ["--help"], 0, "Train a trial again, from what MLflow has of it"),
+        ("init", ["--help"], 0, "Write NAME.toml, a sweep of your own images"),
+        ("init", ["mine"], 2, "Missing option '--data'."),
         ("watch", ["--help"], 0, "Show a sweep's trials, best so far"),
         ("watch", [], 2, "watch: expected a sweep in mlruns/sweeps; there is none."),
         ("ui", ["--help"], 0, "Show every trial, its curves and pictures"),

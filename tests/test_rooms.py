@@ -16,7 +16,7 @@ from cnn_search import engines, sweep
 ROOT = Path(__file__).parents[1]
 
 ROOMS = {  # from the top to the bottom; a module knows its own room and those below
-    "commands": "commands sweep baseline score report watch ui replay registry predict serve "
+    "commands": "commands init sweep baseline score report watch ui replay registry predict serve "
     "export doctor api __main__",
     "search": "definition plan surroundings ledger statistics figures spaces samplers pruners "
     "oracles earlier engines cluster worker store evidence aliases promotion models tracking "

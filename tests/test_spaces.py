@@ -99,6 +99,16 @@ def test_every_recipe_is_a_point_of_its_space_and_of_the_shipped_sweep(name: str
         space.build(space.hyperparameters(values))
 
 
+def test_a_space_without_the_smallest_depth_has_all_blocks(monkeypatch: Any) -> None:
+    # blocks were numbered by the depths: with 2 and 3 alone, there was no first one
+    monkeypatch.setattr(images.Space, "depth", (2, 3))
+    space = make("images")
+    names = {hp.name for hp in space.hyperparameters().space}
+    assert {"filters_1", "filters_2", "filters_3"} <= names
+    assert "filters_4" not in names
+    assert len(space.configure(space.hyperparameters({"depth": 2})).network.blocks) == 2
+
+
 def test_the_fast_recipe_of_cifar10_has_the_layers_that_it_says() -> None:
     space = make("cifar10")
     model = space.build(space.hyperparameters(space.recipe_values()["fast"]))

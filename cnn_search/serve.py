@@ -42,12 +42,8 @@ def main(name: str, port: int | None, alias: str, mlruns: Path) -> None:
             f"-d @{example}\n"
             f"The classes, in the order of the answer: {json.dumps(model['class_names'])}"
         )
-        try:
-            process.wait()
-        except KeyboardInterrupt:
-            click.echo("ended")
-            return
-    raise click.ClickException("the server ended by itself.")
+        servers.wait(process)
+    click.echo("ended")
 
 
 if __name__ == "__main__":

@@ -76,6 +76,21 @@ def running(
             signal.signal(signal.SIGTERM, before)
 
 
+def wait(process: subprocess.Popen[bytes]) -> None:
+    """Wait until Ctrl-C.
+
+    Raises:
+        TrackingError: the server ended by itself.
+    """
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        return
+    raise TrackingError(
+        "mlflow: expected the server to run until Ctrl-C; it ended by itself. Start it again."
+    )
+
+
 def _answers(process: subprocess.Popen[bytes], url: str) -> bool:
     until = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < until:

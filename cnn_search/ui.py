@@ -47,12 +47,8 @@ def main(name: str | None, port: int | None, no_open: bool, mlruns: Path) -> Non
     with servers.running(arguments, port, "/health", opened.uri) as process:
         _show(f"http://{servers.HOST}:{port}{page}", no_open)
         click.echo("Ctrl-C ends it.")
-        try:
-            process.wait()
-        except KeyboardInterrupt:
-            click.echo("ended")
-            return
-    raise click.ClickException("the server ended by itself.")
+        servers.wait(process)
+    click.echo("ended")
 
 
 def _show(address: str, no_open: bool) -> None:

@@ -110,7 +110,11 @@ def time_left(record: Record, epochs: int, minutes: float | None) -> str:
         epochs: How many its search or final scoring has, in all.
         minutes: The limit of its search, if it has one.
     """
-    trials = (record.finals if record.job == "final" else record.trials).values()
+    trials = list(record.trials.values())
+    if record.job == "final" and record.plans:
+        # retrainings of an earlier plan, or of an ablation, are no part of these epochs
+        planned = [finalist["values"] for finalist in record.plans[-1]["finalists"]]
+        trials = [trial for trial in record.finals.values() if trial.values in planned]
     seconds = [s for trial in trials for s in trial.seconds.values()]
     if not seconds:
         return "no epoch yet"

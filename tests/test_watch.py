@@ -89,6 +89,14 @@ def test_a_final_scoring_has_its_own_trials(tmp_path: Path) -> None:
     assert len([line for line in lines if "vgg_bn" in line]) >= 1
 
 
+def test_what_an_earlier_plan_trained_is_no_part_of_the_time_left(tmp_path: Path) -> None:
+    # its third finalist was given up; then five seeds of two, two of which were trained
+    mlruns = cut(tmp_path, "fashion_mnist", index_of("fashion_mnist", "retrain", 3) + 2)
+    state = shown(mlruns)[0]
+    # 21 of 100 epochs in 354 s; with the four of the one that was given up it would be 31 min
+    assert "final scoring, trial 4 of 10; about 22 min left" in state
+
+
 @pytest.mark.parametrize("width", [40, 80])
 @pytest.mark.parametrize("height", [12, 24])
 def test_the_board_fits_the_terminal(tmp_path: Path, width: int, height: int) -> None:

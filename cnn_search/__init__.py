@@ -2,7 +2,7 @@
 
 >>> import cnn_search
 >>> sweep = cnn_search.run("digits", trials=10)  # the same again goes on where it was cut short
->>> sweep.trials().sort_values("score")  # pandas; also curves(), finals(); answer(), report()
+>>> sweep.trials().nlargest(5, "score")  # pandas; also curves(), finals(); answer(), report()
 >>> cnn_search.best("digits").model.predict(images)  # the champion of MLflow's registry
 """
 

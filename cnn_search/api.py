@@ -105,10 +105,12 @@ def run(
         **changes: Keys of the TOML file and their values; those of a table as `table__key`, and
             `epochs`, `oracle`, `pruner`, `workers` as the command's options. Trials are trained in
             this process, unless `workers` says otherwise (then guard your script with
-            `if __name__ == "__main__":`).
+            `if __name__ == "__main__":`). The same seed gives the same curves only where Keras was
+            not imported before.
 
     Raises:
         CnnSearchError: something is wrong that training would not mend; nothing was trained.
+        KeyboardInterrupt: at Ctrl-C, when all is written down; the same call goes on.
     """
     from rich.console import Console
 
@@ -116,9 +118,10 @@ def run(
     from cnn_search.surroundings import usable_cores
 
     given = {commands.KEYS.get(k, k).replace("__", "."): v for k, v in changes.items()}
-    chosen = definition.read(str(sweep), {"engine.workers": 0, **given})
+    chosen = definition.read(str(sweep), given)
     table = chosen.final if final else None
-    backend.prepare(chosen.engine.threads or usable_cores())
+    share = max(1, usable_cores() // (chosen.engine.workers or 1))
+    backend.prepare(chosen.engine.threads or share)
     reporter = progress.Reporter(Console(stderr=True), *plan.budget(chosen), chosen.minutes)
     dataset = datasets.load(
         chosen.data,
@@ -140,6 +143,8 @@ def run(
     finally:
         reporter.close()
     page.leave(outcome, chosen.name, Path(mlruns), reporter.say)
+    if outcome.ending == "interrupted":
+        raise KeyboardInterrupt
     return Sweep(outcome.folder)
 
 

@@ -1,7 +1,7 @@
 """The door to the Keras backend: threads, determinism and silence, set before Keras is imported.
 
-Nothing else in the package knows which one it is. `KERAS_BACKEND` says so, as Keras reads it:
-"tensorflow" if it is not set, "jax" or "torch".
+Nothing else in the package knows one from another, but `formats`, which needs TensorFlow.
+`KERAS_BACKEND` says which it is, as Keras reads it: "tensorflow" if not set, "jax" or "torch".
 """
 
 from __future__ import annotations

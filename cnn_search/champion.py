@@ -10,6 +10,7 @@ from typing import Any
 
 from cnn_search import backend
 from cnn_search.errors import ModelError
+from cnn_search.surroundings import usable_cores
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def read(name: str, mlruns: Path, alias: str = "champion") -> Champion:
 
 
 def _open(file: Path, title: str) -> Champion:
+    backend.prepare(usable_cores())
     backend.load()
     import keras
 
@@ -67,7 +69,7 @@ def _open(file: Path, title: str) -> Champion:
         if len(class_names) != model.output_shape[-1]:
             raise ValueError(f"{len(class_names)} names, {model.output_shape[-1]} outputs")
     except Exception as error:  # h5py, zipfile and Keras raise many kinds
-        said = str(error).strip().splitlines()[0]
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"{title}: expected a model as `registry pull` writes it, {file.name} with "
             f"{names.name} beside it; received {said}. Pull it again."

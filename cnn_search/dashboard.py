@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cnn_search import plan
-from cnn_search.definition import Definition
+from cnn_search.definition import from_record
 from cnn_search.ledger import Record, Trial, read_events
-from cnn_search.progress import changes, duration, time_left
+from cnn_search.progress import changes, duration, planned, time_left
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 FEWEST_ROWS = 5  # of trials, however low the terminal
@@ -46,6 +45,8 @@ class Dashboard:
     def draw(self, width: int, height: int = 0) -> Group:
         """Draw how the sweep stands; with as many of its last trials as lines fit, 0: all."""
         record = self.record
+        if not record.header:
+            return Group(Text(f"{self.path.parent.name}: not begun yet"))
         final = record.job == "final" and bool(record.plans)
         trials = list((record.finals if final else record.trials).values())
         lines = [self._state(final), *self._search(), *self._running(trials)]
@@ -60,15 +61,16 @@ class Dashboard:
         name, job = record.header["sweep"], "final scoring" if final else "search"
         if self.ended:
             return f"{name}: {job} ended: {record.scoring_end if final else record.end}"
-        definition = Definition.model_validate_json(json.dumps(record.definition))
+        definition = from_record(record.definition)
         trials, epochs = plan.budget(definition)
         if final:
             trials = len(record.plans[-1]["finalists"]) * record.plans[-1]["seeds"]
             epochs = trials * record.plans[-1]["epochs"]
-        done = len(record.finals if final else record.trials)
+        done = len(planned(record) if final else record.trials)
+        of = f" of {trials}" if done <= trials else ""  # it may have been extended since
         left = time_left(record, epochs, definition.minutes)
         ago = duration(max(0.0, time.time() - record.last_time))
-        return f"{name}: {job}, trial {done} of {trials}; {left}; last written {ago} ago"
+        return f"{name}: {job}, trial {done}{of}; {left}; last written {ago} ago"
 
     def _search(self) -> list[str]:
         """Return the best so far by trial as a line of blocks, and how many reached each rung."""

@@ -10,7 +10,7 @@ import click
 from cnn_search import commands
 from cnn_search.surroundings import usable_cores
 
-ENDINGS = {"savedmodel": "", "onnx": ".onnx", "litert": ".tflite"}
+ENDINGS = {"savedmodel": ".savedmodel", "onnx": ".onnx", "litert": ".tflite"}
 
 
 @click.command()
@@ -20,7 +20,7 @@ ENDINGS = {"savedmodel": "", "onnx": ".onnx", "litert": ".tflite"}
     "--to",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="The file, of a SavedModel the folder [NAME.onnx, NAME.tflite, NAME].",
+    help="The file, of a SavedModel the folder [NAME.onnx, NAME.tflite, NAME.savedmodel].",
 )
 @commands.alias_option()
 @commands.json_option()
@@ -43,7 +43,7 @@ def main(name: str, kind: str, to: Path | None, alias: str, as_json: bool, mlrun
 
     formats.check(kind)
     chosen = champion.read(name, mlruns, alias)
-    target = to or Path(f"{Path(name).stem}{ENDINGS[kind]}")
+    target = to or Path(f"{Path(name).name.removesuffix('.keras')}{ENDINGS[kind]}")
     written = formats.write(chosen, kind, target)
     if as_json:
         click.echo(json.dumps({"path": str(written.path), "difference": written.difference}))

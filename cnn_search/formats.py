@@ -66,7 +66,7 @@ def write(champion: Champion, kind: str, path: Path) -> Written:
     Args:
         champion: Which model; it is of no use afterwards.
         kind: A key of `FORMATS`.
-        path: Of the file or folder; one that is there is replaced.
+        path: Of the file or folder; an earlier export that is there is replaced.
 
     Raises:
         ModelError: it cannot be written, or does not predict what Keras does.
@@ -74,12 +74,18 @@ def write(champion: Champion, kind: str, path: Path) -> Written:
     chosen = FORMATS[kind]
     noise = np.random.default_rng(1).integers(0, 256, (CHECKED, *champion.input_shape), np.uint8)
     expected = champion.model.predict(noise, verbose=0)
-    partial = path.with_name(f"{path.name}.partial{chosen.suffix}")
-    _remove(partial)
+    if path.is_dir() and not (path / "saved_model.pb").is_file():
+        raise ModelError(
+            f"export: expected a file, or the folder of an earlier export, at {path}, which is "
+            "replaced; received a folder of something else. Pass another --to."
+        )
+    partial = path.parent / f"{path.name}.partial{chosen.suffix}"
     try:
+        _remove(partial)
         path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "onnx":
+            _plain_gelu(champion.model)
         with _quiet():
-            _plain_gelu(champion.model) if kind == "onnx" else None
             champion.model.export(partial, format=chosen.keras_name, verbose=False)
             received = np.asarray(chosen.run(partial, noise))
         difference = float(np.abs(received - expected).max())
@@ -88,9 +94,10 @@ def write(champion: Champion, kind: str, path: Path) -> Written:
         _remove(path)
         partial.replace(path)
         names = json.dumps(champion.class_names, ensure_ascii=False)
-        path.with_suffix(".classes.json").write_text(names + "\n", encoding="utf-8")
+        classes = path.parent / f"{path.name.removesuffix(chosen.suffix)}.classes.json"
+        classes.write_text(names + "\n", encoding="utf-8")
     except Exception as error:  # of converters and runtimes, which raise many kinds
-        said = str(error).strip().splitlines()[0][:200]
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ModelError(
             f"export: expected {path} to be written and to predict what Keras does; received "
             f"{said}. Choose another folder or format."
@@ -124,7 +131,7 @@ def _run_litert(path: Path, images: npt.NDArray[np.uint8]) -> Any:
 
 
 FORMATS = {
-    "savedmodel": _Format("tf_saved_model", "", (), _run_saved_model),
+    "savedmodel": _Format("tf_saved_model", ".savedmodel", (), _run_saved_model),
     "onnx": _Format("onnx", ".onnx", ("tf2onnx", "onnx", "onnxruntime"), _run_onnx),
     "litert": _Format("litert", ".tflite", ("ai_edge_litert",), _run_litert),
 }

@@ -91,26 +91,28 @@ def main(name: str, data: str, with_space: bool) -> None:
     backend.load()
     from cnn_search.training import Protocol, find_space
 
-    if with_space:
-        files[1].write_text(SPACE.format(name=name), encoding="utf-8")
     reference = f"{files[1]}:Space" if with_space else "images"
-    space = find_space(reference)(
-        dataset.input_shape, dataset.classes, len(dataset.train.labels), Protocol(15)
-    )
     height, width, _ = dataset.input_shape
     size = f"image_size = [{height}, {width}]  # height, width; all are resized to it\n"
-    files[0].write_text(
-        TOML.format(
+    try:
+        if with_space:
+            files[1].write_text(SPACE.format(name=name), encoding="utf-8")
+        space = find_space(reference)(
+            dataset.input_shape, dataset.classes, len(dataset.train.labels), Protocol(15)
+        )
+        text = TOML.format(
             about=progress.describe_data(dataset).splitlines()[0],
             file=files[0],
             data=json.dumps(data, ensure_ascii=False),
             space=json.dumps(reference),
             size=size if Path(data).is_dir() else "",
             choices="\n".join(map(_choice, declared(space).space)),
-        ),
-        encoding="utf-8",
-    )
-    definition.read(str(files[0]), {})
+        )
+        files[0].write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DefinitionError(
+            f"{files[0]}: expected a folder that can be written; {error.strerror}. Go to another."
+        ) from None
     for line in progress.describe_data(dataset).splitlines():
         click.echo(line)
     click.echo(f"{' and '.join(map(str, files))}: edit, then")

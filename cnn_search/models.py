@@ -281,19 +281,12 @@ def pull_model(store: Store, name: str, folder: Path, alias: str = CHAMPION) -> 
     return files
 
 
-def fetch_example(store: Store, run: str, folder: Path) -> Path:
-    """Write the body of a request, with a real image, that a model's run keeps, into `folder`.
-
-    Raises:
-        TrackingError: it was deleted, or MLflow does not answer.
-    """
+def fetch_example(store: Store, run: str, folder: Path) -> Path | None:
+    """Write the body of a request, with a real image, into `folder`; None if it was deleted."""
     try:
         return Path(store.client().download_artifacts(run, "example_input.json", str(folder)))
-    except Exception as error:  # whatever the artifacts' store raises: each has its own
-        raise TrackingError(
-            f"MLflow: expected the artifact example_input.json of run {run} from {store.address}; "
-            f"received {first_line(error)}. Restore it: python -m cnn_search.doctor --fix"
-        ) from None
+    except Exception:  # whatever the artifacts' store raises: each has its own
+        return None
 
 
 def _fetch(store: Store, version: ModelVersion, folder: str) -> tuple[Path, Path]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import click
 
 from cnn_search import commands
-from cnn_search.surroundings import usable_cores
 
 
 @click.command()
@@ -46,9 +45,10 @@ def main(
         python -m cnn_search.predict cifar10 cat.jpg dog.png
         python -m cnn_search.predict cifar10 cat.jpg --explain why.png
     """
-    from cnn_search import backend, champion, sources
+    from cnn_search import champion, sources
 
-    backend.prepare(usable_cores())
+    if explain and (explain.suffix != ".png" or not explain.parent.is_dir()):
+        raise click.UsageError(f"--explain: expected a .png in a folder; received '{explain}'.")
     chosen = champion.read(name, mlruns, alias)
     given = [BytesIO(sys.stdin.buffer.read()) if photo == "-" else Path(photo) for photo in photos]
     images = sources.read_photos(given, photos, chosen.input_shape)

@@ -102,6 +102,12 @@ class Reporter:
             self.say(f"{self._name(trial)}: epoch {event['epoch']}/{trial.epochs}  {news}")
 
 
+def planned(record: Record) -> list[Trial]:
+    """Return the retrainings of the last plan: none of an earlier one, or of an ablation."""
+    values = [finalist["values"] for finalist in record.plans[-1]["finalists"]]
+    return [trial for trial in record.finals.values() if trial.values in values]
+
+
 def time_left(record: Record, epochs: int, minutes: float | None) -> str:
     """Return what is left in words: as many epochs end early as so far, and take as long.
 
@@ -112,9 +118,7 @@ def time_left(record: Record, epochs: int, minutes: float | None) -> str:
     """
     trials = list(record.trials.values())
     if record.job == "final" and record.plans:
-        # retrainings of an earlier plan, or of an ablation, are no part of these epochs
-        planned = [finalist["values"] for finalist in record.plans[-1]["finalists"]]
-        trials = [trial for trial in record.finals.values() if trial.values in planned]
+        trials = planned(record)
     seconds = [s for trial in trials for s in trial.seconds.values()]
     if not seconds:
         return "no epoch yet"

@@ -23,7 +23,7 @@ from cnn_search.definition import (
     digest,
     from_record,
 )
-from cnn_search.driver import CHOSEN, Driver, OnEvent, Outcome, Say
+from cnn_search.driver import Driver, OnEvent, Outcome, Say
 from cnn_search.earlier import recall
 from cnn_search.errors import DefinitionError, LedgerError
 from cnn_search.ledger import (
@@ -43,7 +43,7 @@ from cnn_search.limits import violations
 from cnn_search.oracles import Ask, Oracle
 from cnn_search.probe import probe
 from cnn_search.pruners import Pruner
-from cnn_search.spaces import complete, declared, outside, size
+from cnn_search.spaces import complete, declared, fingerprint, outside, size
 from cnn_search.speed import Speed, fit
 from cnn_search.subject import baseline_values, searched, setup_of
 from cnn_search.training import OBJECTIVES, SHOWN_IMAGES, make_space
@@ -140,6 +140,7 @@ class _Search(Driver):
         self._undone: dict[int, Event] = {}  # epochs after which a kill was faster than "pruned"
         space = make_space(setup, dataset)
         whole = declared(space)
+        self.fingerprint = fingerprint(whole)
         left = searched(definition, whole)
         self.oracle = Oracle(
             definition.oracle,
@@ -298,7 +299,7 @@ class _Search(Driver):
         worse = self.pruner.report(trial.number, event["epoch"], value)
         # the book's model and the user's own are there to be compared with; a recipe's schedule
         # makes it slow at first: on Fashion-MNIST it was second of two after an epoch
-        chosen = trial.source in CHOSEN and not trial.recipe
+        chosen = trial.source in ("oracle", "earlier")
         return worse and chosen and event["epoch"] < trial.epochs
 
     def ended(self, trial: Trial, event: Event) -> None:
@@ -419,6 +420,7 @@ class _Search(Driver):
             "sweep": self.folder.name,
             "definition": definition.as_json(),
             "digest": digest(definition.as_json()),
+            "space": self.fingerprint,
             "direction": OBJECTIVES[definition.objective],
             "data": {
                 "name": data.name,
@@ -442,5 +444,11 @@ class _Search(Driver):
             raise LedgerError(
                 f"{self.folder.name}: expected the definition it was started with; received "
                 f"{'; '.join(changed)}. Start a new sweep with --new, or leave the change out."
+            )
+        if header.get("space", self.fingerprint) != self.fingerprint:
+            raise LedgerError(
+                f"{self.folder.name}: expected the space that it was started with; received one "
+                f"that was edited since ({self.definition.search_space}). Start a new sweep with "
+                "--new."
             )
         self.check_images()

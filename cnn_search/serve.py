@@ -36,12 +36,11 @@ def main(name: str, port: int | None, alias: str, mlruns: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         example = models.fetch_example(opened, model["run"], Path(folder))
         process = stack.enter_context(servers.running(arguments, port, "/ping", opened.uri))
-        click.echo(
-            f"http://{servers.HOST}:{port}/invocations answers; Ctrl-C ends it. For example:\n"
-            f"  curl http://{servers.HOST}:{port}/invocations -H 'Content-Type: application/json' "
-            f"-d @{example}\n"
-            f"The classes, in the order of the answer: {json.dumps(model['class_names'])}"
-        )
+        address = f"http://{servers.HOST}:{port}/invocations"
+        click.echo(f"{address} answers; Ctrl-C ends it.")
+        if example:
+            click.echo(f"  curl {address} -H 'Content-Type: application/json' -d @{example}")
+        click.echo(f"The classes, in the order of the answer: {json.dumps(model['class_names'])}")
         servers.wait(process)
     click.echo("ended")
 

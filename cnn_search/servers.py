@@ -15,9 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cnn_search.errors import TrackingError
+from cnn_search.store import without_secrets
 
 HOST = "127.0.0.1"
 PATIENCE = 180  # seconds until it answers: TensorFlow's import on a busy machine
+ENDS = (signal.SIGTERM, signal.SIGHUP)
 SETTINGS = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
@@ -52,8 +54,8 @@ def running(
                 f"--port: expected one that can be listened on; received {port}: {error.strerror}. "
                 "Leave it out for a free one."
             ) from None
-    # a terminate is an interrupt here: the server is to end with us
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # a terminate, or a terminal that is closed, is an interrupt here: the server is to end with us
+    before = {number: signal.signal(number, signal.default_int_handler) for number in ENDS}
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # uvicorn
     environment = os.environ | SETTINGS | {"PATH": tools}
     environment |= {"MLFLOW_TRACKING_URI": uri, "MLFLOW_BACKEND_STORE_URI": uri}
@@ -68,12 +70,15 @@ def running(
                 said = log.read().decode(errors="replace").strip().splitlines() or ["nothing"]
                 raise TrackingError(
                     f"mlflow {arguments[0]}: expected it to answer on port {port}; it said "
-                    f"{said[-1][:200]}. Try another --port."
+                    f"{without_secrets(said[-1])[:200]}. Try another --port."
                 )
             yield process
         finally:
+            for number in (*ENDS, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
             _end(process)
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in {signal.SIGINT: signal.default_int_handler, **before}.items():
+                signal.signal(number, handler)
 
 
 def wait(process: subprocess.Popen[bytes]) -> None:
@@ -92,9 +97,10 @@ def wait(process: subprocess.Popen[bytes]) -> None:
 
 
 def _answers(process: subprocess.Popen[bytes], url: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy of the user's
     until = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < until:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+        with contextlib.suppress(OSError), direct.open(url, timeout=5):
             return True
         time.sleep(0.2)
     return False

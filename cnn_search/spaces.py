@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -41,6 +42,14 @@ def declared(space: Any) -> Any:
                     f"{where}: {hp.name}: expected finite numbers; received {value}. Leave it out."
                 )
     return found
+
+
+def fingerprint(space: Any) -> str:
+    """Return a digest of declared hyperparameters: names, values, conditions; not of defaults."""
+    told = [
+        {k: v for k, v in entry.get_config().items() if k != "default"} for entry in space.space
+    ]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def outside(space: Any, values: Mapping[str, Any]) -> list[str]:

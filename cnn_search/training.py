@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import errno
 import importlib
-import importlib.util
 import json
 import math
 import os
 import sys
 import time
 import traceback
+import types
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -188,24 +188,24 @@ def find_space(reference: str) -> Any:
     try:
         found = _load_file(Path(module)) if module.endswith(".py") else importlib.import_module(own)
         return getattr(found, name or "Space")
-    except (ImportError, AttributeError, TypeError, ValueError, OSError, SyntaxError) as error:
+    except Exception as error:  # a user's own module may raise anything
         raise DefinitionError(
             f"space: expected the name of a file in search_spaces/, 'package.module:Class' or "
-            f"'file.py:Class'; received {reference!r} ({error}). Correct `search_space` in the "
-            "sweep's TOML file."
+            f"'file.py:Class'; received {reference!r} ({type(error).__name__}: {error}). Correct "
+            "it, or `search_space` in the sweep's TOML file."
         ) from None
 
 
 def _load_file(file: Path) -> Any:
     """Return the module of a file; one of the same path and text is loaded once."""
-    name = f"cnn_search_space_{zlib.crc32(str(file.resolve()).encode() + file.read_bytes()):08x}"
+    text = file.read_bytes()
+    name = f"cnn_search_space_{zlib.crc32(str(file.resolve()).encode() + text):08x}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, file)
-        if spec is None or spec.loader is None:
-            raise ImportError(f"{file} is no Python file")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
+        module = types.ModuleType(name)
+        sys.modules[name] = module
         try:
-            spec.loader.exec_module(sys.modules[name])
+            # not by an importer, whose bytecode is that of an older text of the same second
+            exec(compile(text, file, "exec"), module.__dict__)
         except BaseException:
             del sys.modules[name]
             raise

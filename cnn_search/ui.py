@@ -28,7 +28,7 @@ def main(name: str | None, port: int | None, no_open: bool, mlruns: Path) -> Non
     """
     from cnn_search import servers, store, views
 
-    opened = store.open_store(mlruns, name or "")
+    opened = store.open_store(mlruns, name or "Default")
     page = "/#/experiments"
     if name:
         experiment = opened.experiment_id(opened.client())

@@ -11,6 +11,7 @@ from cnn_search import commands
 from cnn_search.errors import LedgerError
 
 SECONDS = 1.0  # between two looks
+PAUSE = 30.0  # seconds after an end in which it may go on
 
 
 @click.command()
@@ -46,7 +47,8 @@ def main(name: str | None, once: bool, mlruns: Path) -> None:
         console.print(board.draw(console.width, console.height if console.is_terminal else 0))
         return
     with Live(console=console, auto_refresh=False, screen=True) as live:
-        while not board.ended:
+        # after its search, a sweep goes on with its final scoring
+        while not board.ended or time.time() - board.record.last_time < PAUSE:
             live.update(board.draw(console.width, console.height), refresh=True)
             time.sleep(SECONDS)
             board.look()

@@ -192,7 +192,7 @@ class Space(keras_tuner.HyperModel):
 
     def configure(self, hp: Any) -> Configuration:
         """Declare every hyperparameter on `hp` and return the configuration of its values."""
-        usual = flatten(next(iter(self.baselines.values())).configuration)
+        usual = flatten(next(iter(self.baselines.values())).configuration, max(self.depth))
 
         def choose(name: str, values: Sequence[Any]) -> Any:
             if len(values) == 1:
@@ -406,7 +406,7 @@ class Space(keras_tuner.HyperModel):
         return {n: self._point(f"recipe {n!r}", recipe) for n, recipe in self.recipes.items()}
 
     def _point(self, name: str, configuration: Configuration) -> dict[str, Any]:
-        hp = self.hyperparameters(flatten(configuration))
+        hp = self.hyperparameters(flatten(configuration, max(self.depth)))
         values = {entry.name: hp.values[entry.name] for entry in hp.space if hp.is_active(entry)}
         if self.configure(self.hyperparameters(values)) != configuration:
             raise DefinitionError(f"space: {name} is not one of its points.")

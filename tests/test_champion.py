@@ -249,6 +249,31 @@ def test_a_file_that_predicts_otherwise_is_not_written(
     assert target.read_text() == "what was there"
 
 
+def test_a_folder_of_something_else_is_not_replaced(rich_model: Champion, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "cat.png").write_text("mine")
+    for kind in formats.FORMATS:
+        with pytest.raises(ModelError, match="received a folder of something else"):
+            formats.write(rich_model, kind, photos)
+    assert (photos / "cat.png").read_text() == "mine"
+    earlier = tmp_path / "rich.savedmodel"
+    for _ in range(2):  # its own is
+        assert formats.write(rich_model, "savedmodel", earlier).path == earlier
+    with pytest.raises(ModelError, match="received"):
+        formats.write(rich_model, "litert", Path("."))
+
+
+@pytest.mark.parametrize("target", ["nowhere/why.png", "why.jpg", "why"])
+def test_where_nothing_can_be_drawn_is_said_first(
+    mlruns: Path, tmp_path: Path, target: str
+) -> None:
+    (tmp_path / "x.png").write_text("not looked at")
+    done = run(mlruns, "digits", tmp_path / "x.png", "--explain", tmp_path / target)
+    assert done.exit_code == 2
+    assert "--explain: expected a .png in a folder" in done.output
+
+
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DefinitionError, match="tf2onnx, onnx, onnxruntime for onnx; not installed"):

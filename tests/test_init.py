@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from cnn_search import datasets, definition, init, sweep
-from cnn_search.errors import DataError, DefinitionError
+from cnn_search.errors import DataError, DefinitionError, LedgerError
 from cnn_search.spaces import declared
 from cnn_search.subject import searched
 from cnn_search.training import Protocol, find_space
@@ -40,7 +40,7 @@ def run(*arguments: str) -> Result:
 def test_what_it_writes_changes_nothing_until_it_is_edited(here: Path) -> None:
     done = run("mine", "--data", "photos")
     assert done.exit_code == 0, done.exception
-    assert "27 training" in done.output or "images of 16x16x3, 3 classes" in done.output
+    assert "images of 16x16x3, 3 classes" in done.output
     assert "python -m cnn_search.sweep mine.toml" in done.output
     written = definition.read("mine.toml", {})
     shipped = definition.read("photos", {"name": "mine"})
@@ -131,6 +131,25 @@ def test_a_space_that_was_edited_is_read_anew(here: Path) -> None:
         depths.append(find_space("own.py:Space").depth)
     assert depths == [(1,), (2,)]
     assert find_space("own.py:Space") is find_space("own.py")
+
+
+def test_a_sweep_does_not_go_on_with_a_space_that_was_edited(here: Path) -> None:
+    run("mine", "--data", "photos", "--space")
+    options = "--trials 1 --epochs 1 --workers 0 --no-final --json"
+    assert CliRunner().invoke(sweep.main, ["mine.toml", *options.split()]).exit_code == 0
+    file = here / "mine_space.py"
+    file.write_text(file.read_text().replace("depth = (2, 3, 4)", "depth = (1, 3)"))
+    again = CliRunner().invoke(sweep.main, ["mine.toml", *options.split(), "--trials", "2"])
+    assert isinstance(again.exception, LedgerError)
+    assert "that was edited since (mine_space.py:Space)" in str(again.exception)
+
+
+def test_a_space_may_have_any_depths(here: Path) -> None:
+    (here / "own.py").write_text(
+        "from search_spaces import images\nclass Space(images.Space):\n    depth = (2, 3, 6)\n"
+    )
+    space = find_space("own.py:Space")((128, 128, 3), 3, 20, Protocol(3))
+    assert len(space.configure(space.hyperparameters({"depth": 6})).network.blocks) == 6
 
 
 def test_the_images_are_those_of_datasets(here: Path) -> None:

@@ -121,7 +121,7 @@ def test_a_mistake_is_a_line_on_stderr_and_exit_code_2(
 
 
 def test_an_unknown_sweep_is_refused(refuse: Callable[..., str]) -> None:
-    assert "Did you mean cifar10?" in refuse("cifra10")
+    assert "Did you mean cifar10, " in refuse("cifra10")
 
 
 def test_a_broken_toml_is_refused(refuse: Callable[..., str], tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_all_problems_of_a_space_are_told_at_once(refuse: Callable[..., str]) ->
         (["--try", "kernel=4"], "--try kernel=4: expected 3."),
         (["--set", 'baselines=["lenet5"]'], "baselines: expected some of vgg_bn; received 'lenet5"),
         (["--set", "search_space=digit"], "expected the name of a file in search_spaces/"),
-        (["--set", "search_space=os:nothing"], "or 'package.module:Class'; received 'os:nothing'"),
+        (["--set", "search_space=os:nothing"], "'file.py:Class'; received 'os:nothing' (Attr"),
         (
             ["--oracle", "grid", "--set", 'oracle.over=["kernal"]'],
             "[oracle] over: kernal: no such hyperparameter",

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 LONGEST = (
-    *("test_kill.py", "test_final.py", "test_replay.py", "test_engines.py"),
+    *("test_search.py", "test_kill.py", "test_final.py", "test_replay.py", "test_engines.py"),
     *("test_faults.py", "test_reliability.py", "test_tracking.py"),
 )
 

@@ -1,5 +1,6 @@
 """Tests of `watch`: what it says of a ledger that was cut anywhere; and that it does no harm."""
 
+import fcntl
 import json
 import os
 import pty
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -156,6 +158,13 @@ def test_without_a_sweep_one_line(tmp_path: Path, name: list[str]) -> None:
     assert "there is none" in str(done.exception)
 
 
+def _own_terminal() -> None:
+    """Make the terminal that is standard input the process's own, whose Ctrl-C reaches it."""
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_on_a_terminal_it_follows_until_ctrl_c_and_writes_nothing(tmp_path: Path) -> None:
     mlruns = cut(tmp_path, "digits", index_of("digits", "epoch", 9))
     path = next((mlruns / "sweeps").iterdir()) / "ledger.jsonl"
@@ -166,6 +175,7 @@ def test_on_a_terminal_it_follows_until_ctrl_c_and_writes_nothing(tmp_path: Path
         stdin=terminal,
         stdout=terminal,
         stderr=subprocess.PIPE,
+        preexec_fn=_own_terminal,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"},
     )
     os.close(terminal)
@@ -181,7 +191,7 @@ def test_on_a_terminal_it_follows_until_ctrl_c_and_writes_nothing(tmp_path: Path
         while b"11/20" not in seen and time.monotonic() < deadline:
             seen += os.read(control, 65536)
     finally:
-        process.send_signal(signal.SIGINT)
+        os.write(control, b"\x03")  # Ctrl-C, as a terminal sends it
         assert process.wait(30) == 130
     assert b"11/20" in seen
     assert path.read_bytes() == before + lines[event["n"]]

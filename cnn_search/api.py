@@ -115,13 +115,11 @@ def run(
     from rich.console import Console
 
     from cnn_search import backend, datasets, definition, plan, progress
-    from cnn_search.surroundings import usable_cores
 
     given = {commands.KEYS.get(k, k).replace("__", "."): v for k, v in changes.items()}
     chosen = definition.read(str(sweep), given)
     table = chosen.final if final else None
-    share = max(1, usable_cores() // (chosen.engine.workers or 1))
-    backend.prepare(chosen.engine.threads or share)
+    backend.prepare(chosen.engine.threads_here())
     reporter = progress.Reporter(Console(stderr=True), *plan.budget(chosen), chosen.minutes)
     dataset = datasets.load(
         chosen.data,

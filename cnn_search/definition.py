@@ -31,6 +31,7 @@ from pydantic import (
 from cnn_search import limits
 from cnn_search.errors import DefinitionError
 from cnn_search.limits import Cost, Limit
+from cnn_search.surroundings import usable_cores
 
 # what may change while a sweep goes on: how long it runs, and where its images lie (which images
 # they are has a digest of its own)
@@ -212,6 +213,10 @@ class EngineTable(_Table):
     max_attempts: Annotated[int, Field(ge=1)] = 3
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     max_megabytes: Annotated[int, Field(ge=1)] | None = None
+
+    def threads_here(self) -> int:
+        """Return the threads of a trial on this machine: those given, or its share of the cores."""
+        return self.threads or max(1, usable_cores() // (self.workers or 1))
 
     @model_validator(mode="after")
     def _check(self) -> EngineTable:

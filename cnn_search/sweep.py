@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from cnn_search import commands, definition, plan
-from cnn_search.surroundings import usable_cores
 
 
 @click.command()
@@ -117,8 +116,7 @@ def main(
 
     from cnn_search import backend, datasets, progress
 
-    share = max(1, usable_cores() // (sweep.engine.workers or 1))
-    backend.prepare(sweep.engine.threads or share)
+    backend.prepare(sweep.engine.threads_here())
     reporter = progress.Reporter(Console(stderr=True), *plan.budget(sweep), sweep.minutes)
     dataset = datasets.load(
         sweep.data,

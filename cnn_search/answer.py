@@ -96,7 +96,7 @@ def _unscored(record: Record, state: str) -> str:
     objective = record.definition["objective"]
     text = f"Not an answer yet: trial {best.number} is best by {objective}, {_score(best)}"
     if book is not None and book is not best:
-        text += f" against {_score(book)} of the book's {book.baseline}"
+        text += f" against {_score(book)} of {book_of(book.baseline)}"
     text += ", the highest of several and of one seed each."
     todo = {
         "searching": f" The search is not finished: python -m cnn_search.sweep {name}",
@@ -268,7 +268,7 @@ def _sentence(
     name = against["finalist"] + ("" if against["kept"] else f" ({against['weights']} weights)")
     if winner["finalist"] == against["finalist"]:
         return (
-            f"The search found nothing better than the book's {name}: of the configurations that "
+            f"The search found nothing better than {book_of(name)}: of the configurations that "
             f"were trained anew it has the best validation, and {_percent(winner)} of test "
             f"accuracy ({n}). {sweep}"
         )
@@ -281,7 +281,7 @@ def _sentence(
         )
     said = (
         f"{winner['name'].capitalize()} classifies {_percent(winner)} of the test images right, "
-        f"the book's {name} {_percent(against)}: {gain:+.2f} points ({interval}; {n})"
+        f"{book_of(name)} {_percent(against)}: {gain:+.2f} points ({interval}; {n})"
     )
     cost = (
         f"{winner['parameters'] / against['parameters']:.2g} times its parameters and "
@@ -297,6 +297,11 @@ def _sentence(
         else "no number of seeds would decide it on so few test images"
     )
     return f"{said}: undecided, {more}; at {cost}. {sweep}"
+
+
+def book_of(baseline: str) -> str:
+    """Return what a baseline is called in a sentence; a hypermodel of somebody's has "defaults"."""
+    return f"the {baseline}" if baseline.startswith("defaults") else f"the book's {baseline}"
 
 
 def _percent(row: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ INTERRUPTED = 130
 WORKERS = 1
 
 KEYS = {  # of a sweep's TOML file, by the option that sets them, where their names differ
+    "space": "search_space",
     "epochs": "training.epochs",
     "oracle": "oracle.kind",
     "pruner": "pruner.kind",

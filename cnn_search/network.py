@@ -5,6 +5,7 @@ The configurations are frozen dataclasses: they can be compared, hashed and writ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -356,13 +357,10 @@ def count_flops(model: Any) -> int:
     """
     flops = 0
     for layer in model.layers:
-        if isinstance(layer, layers.Conv2D | layers.Dense):
-            kernel = layer.kernel.shape
-            places = 1
-            for side in layer.output.shape[1:-1]:
-                places *= side
-            size = 1
-            for side in kernel:
-                size *= side
-            flops += 2 * places * size
+        if isinstance(layer, keras.Model):
+            flops += count_flops(layer)
+        for kernel in ("kernel", "depthwise_kernel", "pointwise_kernel"):
+            if hasattr(layer, kernel):
+                places = math.prod(layer.output.shape[1:-1])
+                flops += 2 * places * math.prod(getattr(layer, kernel).shape)
     return flops

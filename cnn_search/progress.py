@@ -179,7 +179,7 @@ def describe_gain(record: Record) -> str:
 def changes(record: Record, trial: Trial, limit: int = 0) -> str:
     """Return how a trial's values differ from trial 0's, as "filters_1 64, pooling_1 average"."""
     if trial.number == 0:
-        return "the tutorial's model"
+        return "the defaults" if trial.baseline == "defaults" else "the tutorial's model"
     base = record.trials[0].values
     changed = [f"{k} {_short(v)}" for k, v in trial.values.items() if base.get(k) != v]
     if limit and len(changed) > limit:

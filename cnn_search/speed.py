@@ -60,20 +60,23 @@ class Speed:
     weights: tuple[float, ...]
     error: float
 
-    def epoch_seconds(self, model: Any, configuration: Any, dataset: Dataset) -> float:
-        """Predict the seconds of an epoch, with validation, of a `training.Configuration`."""
-        batch = configuration.training.batch_size
-        step = np.dot(self.weights, work_of(model, configuration))
+    def epoch_seconds(self, model: Any, step: tuple[int, bool], dataset: Dataset) -> float:
+        """Predict the seconds of an epoch, with validation; a step as `work_of` has it."""
+        seconds = np.dot(self.weights, work_of(model, step))
         images = len(dataset.train.labels) + VALIDATED * len(dataset.validation.labels)
-        return float(step * images / batch)
+        return float(seconds * images / step[0])
 
 
-def work_of(model: Any, configuration: Any) -> tuple[float, ...]:
-    """Return what a training step computes, part by part; in units that are of one size."""
-    batch = configuration.training.batch_size
+def work_of(model: Any, step: tuple[int, bool]) -> tuple[float, ...]:
+    """Return what a training step computes, part by part; in units that are of one size.
+
+    Args:
+        model: The network.
+        step: How many images it has, and whether they are moved by augmentation.
+    """
+    batch, moved = step
     maps = sum(math.prod(layer.output.shape[1:]) for layer in model.layers)
-    augmented = configuration.augmentation.moves
-    parts = (1, batch * count_flops(model) / 1e9, batch * maps / 1e7, batch * augmented / 1e3)
+    parts = (1, batch * count_flops(model) / 1e9, batch * maps / 1e7, batch * moved / 1e3)
     return (*parts, model.count_params() / 1e7)
 
 
@@ -110,8 +113,7 @@ def measure(name: str, space: Any, values: Mapping[str, Any], dataset: Dataset) 
     began = time.perf_counter()
     hp = space.hyperparameters(values)
     model = space.build(hp)
-    configuration = space.configure(hp)
-    batch = configuration.training.batch_size
+    batch, moved = space.step(hp)
     few = (FIRST + STEPS) * batch
     images, labels = dataset.train.images[:few], dataset.train.labels[:few]
     epochs = -(-few // len(images))  # of so few images that an epoch has not all those steps
@@ -127,7 +129,7 @@ def measure(name: str, space: Any, values: Mapping[str, Any], dataset: Dataset) 
         name,
         model.count_params(),
         count_flops(model),
-        work_of(model, configuration),
+        work_of(model, (batch, moved)),
         step,
         whole + _validation_seconds(model, dataset.validation),
         max(took - step * len(ticks), 0.0),

@@ -33,6 +33,11 @@ from cnn_search import commands, definition, plan
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs of a full trial.")
 @click.option("--oracle", help="auto, random, grid, bayesian, hyperband, tpe or gp.")
 @click.option("--pruner", help="auto, none, asha, median or percentile.")
+@click.option(
+    "--space",
+    metavar="FILE.py:NAME",
+    help="What may vary: a space, a keras_tuner.HyperModel or a function build(hp) of your own.",
+)
 @click.option("--data-dir", help="Folder with the data set's archives.")
 @click.option("--train-limit", type=click.IntRange(min=1), help="Use so many training images.")
 @click.option("--seed", type=click.IntRange(min=1), help="Seed of the sweep.")

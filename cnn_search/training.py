@@ -33,8 +33,9 @@ from cnn_search.checkpoint import State, load_state, save_state
 from cnn_search.crash import recorded
 from cnn_search.datasets import Dataset, Part
 from cnn_search.errors import DefinitionError
+from cnn_search.hypermodels import adopt
 from cnn_search.limits import Limit, costs_of, violations
-from cnn_search.network import NetworkConfig, averaged, build_network, count_flops
+from cnn_search.network import NetworkConfig, count_flops
 from cnn_search.optimisation import VALIDATION_BATCH, TrainingConfig
 from cnn_search.speed import Speed
 
@@ -180,6 +181,8 @@ class Stopped(Exception):
 def find_space(reference: str) -> Any:
     """Return the class of a space: "cifar10", "package.module:Class", or "file.py:Class".
 
+    Or a hypermodel, or a function, of the same name (see `hypermodels`).
+
     Raises:
         DefinitionError: no such module or class.
     """
@@ -216,10 +219,7 @@ def make_space(setup: Setup, dataset: Dataset, seed: int = 1) -> Any:
     """Return the sweep's space, made for this data set, with everything that is not searched."""
     space = find_space(setup.space)
     if not hasattr(space, "baseline_values"):
-        raise DefinitionError(
-            f"search_space: expected a subclass of search_spaces.images.Space; received "
-            f"{setup.space!r}. Derive it from that class."
-        )
+        space = adopt(space, setup.space)
     return space(
         input_shape=dataset.input_shape,
         classes=dataset.classes,
@@ -307,11 +307,9 @@ def _train(
         model = space.build(hp)
     except Exception as error:
         raise Unbuildable(f"{type(error).__name__}: {error}") from error
-    configuration = space.configure(hp)
-    network = configuration.network
-    costs = costs_of(model.count_params(), network.views * count_flops(model))
+    costs = costs_of(model.count_params(), space.views_of(hp) * count_flops(model))
     if setup.speed:
-        costs["epoch_seconds"] = setup.speed.epoch_seconds(model, configuration, dataset)
+        costs["epoch_seconds"] = setup.speed.epoch_seconds(model, space.step(hp), dataset)
     if task.limited and (broken := violations(costs, setup.limits)):
         said = [f"{costs[name]:,.6g} {name}, allowed: {setup.limits[name]}" for name in broken]
         emit("refused", costs=costs, message=", ".join(said))
@@ -346,8 +344,7 @@ def _train(
         )
     # uncompiled: no optimiser in the file
     keras.config.set_dtype_policy("float32")
-    alone = build_network(network, dataset.input_shape, dataset.classes, task.seed)
-    inference = averaged(alone, network.views)
+    inference = space.finished(hp)
     for name in ("best", "last"):
         if name == setup.protocol.weights or setup.both_weights:
             inference.set_weights(getattr(state, name))
@@ -365,7 +362,7 @@ def _train(
     kept = len(history) - 1 if last else best_epoch(history, setup.objective)
     metrics = history[kept]
     # the epochs' are of the image alone, and of the precision that is trained in
-    if validation and (network.views > 1 or setup.precision != "float32"):
+    if validation and (space.views_of(hp) > 1 or setup.precision != "float32"):
         metrics = metrics | space.evaluate(hp, inference, **validation)
     trainable = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
     emit(

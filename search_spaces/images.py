@@ -21,6 +21,7 @@ from cnn_search.errors import DefinitionError
 from cnn_search.network import (
     BlockConfig,
     NetworkConfig,
+    averaged,
     build_network,
     fitting_blocks,
     whiten,
@@ -365,6 +366,22 @@ class Space(keras_tuner.HyperModel):
             images, sharp, batch_size=validation_batch_size, return_dict=True, verbose=0
         )
         return {f"val_{name}": float(value) for name, value in found.items()}
+
+    def finished(self, hp: Any) -> Any:
+        """Return the model to keep, without trained weights: uint8 images to probabilities."""
+        network = self.configure(hp).network
+        return averaged(
+            build_network(network, self.input_shape, self.classes, self.seed), network.views
+        )
+
+    def views_of(self, hp: Any) -> int:
+        """Return over how many views of an image the finished model averages."""
+        return self.configure(hp).network.views
+
+    def step(self, hp: Any) -> tuple[int, bool]:
+        """Return how many images a training step has, and whether they are moved."""
+        configuration = self.configure(hp)
+        return configuration.training.batch_size, configuration.augmentation.moves
 
     def _sharp(self, training: TrainingConfig, data: tuple[Any, Any]) -> tuple[Any, Any]:
         """Return images and targets as the loss wants them, never smoothed."""

@@ -23,7 +23,8 @@ ROOMS = {  # from the top to the bottom; a module knows its own room and those b
     "driver subject probe search retraining final ablation answer "
     "progress dashboard recorded reproduction findings discrepancies reconciliation "
     "views servers champion formats",
-    "training": "network augmentation optimisation checkpoint training speed explanation",
+    "training": "network hypermodels augmentation optimisation checkpoint training speed "
+    "explanation",
     "data": "sources datasets",
     "foundation": "errors backend crash limits",
 }
@@ -41,7 +42,8 @@ HOMES = {  # of each foreign library, the modules that may import it
         "reconciliation".split()
     },
     "keras_tuner": {
-        *("cnn_search.oracles", "cnn_search.samplers", "cnn_search.spaces", "search_spaces")
+        *("cnn_search.oracles", "cnn_search.samplers", "cnn_search.spaces"),
+        *("cnn_search.hypermodels", "search_spaces"),
     },
     "matplotlib": {"cnn_search.figures"},
     "tensorflow": {"cnn_search.backend"},

@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cnn_search.augmentation import AugmentationConfig
 from cnn_search.datasets import load
 from cnn_search.network import BlockConfig, NetworkConfig, build_network
-from cnn_search.optimisation import TrainingConfig
 from cnn_search.speed import Measured, Speed, fit, measure, work_of
-from cnn_search.training import Configuration, Protocol, Setup, make_space
+from cnn_search.training import Protocol, Setup, make_space
 
 TRUE = (0.002, 0.01, 0.03, 0.1, 0.05)  # seconds a unit of each part
 
@@ -48,24 +46,21 @@ def test_one_network_is_too_few() -> None:
 def test_the_work_of_a_step_counts_what_its_layers_compute() -> None:
     network = NetworkConfig((BlockConfig(4, pooling="max"),))
     model = build_network(network, (8, 8, 1), 10)
-    plain = Configuration(network, training=TrainingConfig(batch_size=50))
     maps = 64 + 64 + 4 * 64 + 4 * 64 + 4 * 16 + 64 + 10  # input, rescale, conv, relu, pool, flatten
     flops = 2 * (64 * 9 * 4 + 64 * 10)
     parameters = 9 * 4 + 4 + 64 * 10 + 10
     expected = (1, 50 * flops / 1e9, 50 * maps / 1e7, 0, parameters / 1e7)
-    assert work_of(model, plain) == pytest.approx(expected)
-    moved = Configuration(network, AugmentationConfig(flip=True), plain.training)
-    assert work_of(model, moved)[3] == 50 / 1e3
+    assert work_of(model, (50, False)) == pytest.approx(expected)
+    assert work_of(model, (50, True))[3] == 50 / 1e3
 
 
 def test_an_epoch_is_its_steps_and_a_third_of_them_for_the_images_of_validation() -> None:
     data = load("digits", train_limit=300)
     network = NetworkConfig((BlockConfig(4),))
     model = build_network(network, (8, 8, 1), 10)
-    configuration = Configuration(network, training=TrainingConfig(batch_size=20))
     steps = (len(data.train.labels) + len(data.validation.labels) / 3) / 20
     speed = Speed((0.25, 0.0, 0.0, 0.0, 0.0), 0.1)
-    assert speed.epoch_seconds(model, configuration, data) == pytest.approx(0.25 * steps)
+    assert speed.epoch_seconds(model, (20, False), data) == pytest.approx(0.25 * steps)
 
 
 def test_a_network_is_measured_on_fewer_images_than_a_batch_too(tmp_path: Path) -> None:
@@ -89,4 +84,4 @@ def test_real_networks_are_measured_and_predicted(tmp_path: Path) -> None:
         assert one.begin_seconds > 0
     speed = fit(found)
     hp = space.hyperparameters({"filters_1": 64, "batch_size": 16})
-    assert speed.epoch_seconds(space.build(hp), space.configure(hp), data) > 0
+    assert speed.epoch_seconds(space.build(hp), space.step(hp), data) > 0

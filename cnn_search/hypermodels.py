@@ -209,7 +209,7 @@ class Adopted:
         """Return over how many views of an image the finished model averages."""
         return 1
 
-    def step(self, hp: Any) -> tuple[int, bool]:
+    def step_of(self, hp: Any) -> tuple[int, bool]:
         """Return images in a training step, and whether they are moved: Keras's default batch."""
         return int(hp.values.get("batch_size", 32)), False
 

@@ -113,7 +113,7 @@ def measure(name: str, space: Any, values: Mapping[str, Any], dataset: Dataset) 
     began = time.perf_counter()
     hp = space.hyperparameters(values)
     model = space.build(hp)
-    batch, moved = space.step(hp)
+    batch, moved = space.step_of(hp)
     few = (FIRST + STEPS) * batch
     images, labels = dataset.train.images[:few], dataset.train.labels[:few]
     epochs = -(-few // len(images))  # of so few images that an epoch has not all those steps

@@ -309,7 +309,7 @@ def _train(
         raise Unbuildable(f"{type(error).__name__}: {error}") from error
     costs = costs_of(model.count_params(), space.views_of(hp) * count_flops(model))
     if setup.speed:
-        costs["epoch_seconds"] = setup.speed.epoch_seconds(model, space.step(hp), dataset)
+        costs["epoch_seconds"] = setup.speed.epoch_seconds(model, space.step_of(hp), dataset)
     if task.limited and (broken := violations(costs, setup.limits)):
         said = [f"{costs[name]:,.6g} {name}, allowed: {setup.limits[name]}" for name in broken]
         emit("refused", costs=costs, message=", ".join(said))

@@ -378,7 +378,7 @@ class Space(keras_tuner.HyperModel):
         """Return over how many views of an image the finished model averages."""
         return self.configure(hp).network.views
 
-    def step(self, hp: Any) -> tuple[int, bool]:
+    def step_of(self, hp: Any) -> tuple[int, bool]:
         """Return how many images a training step has, and whether they are moved."""
         configuration = self.configure(hp)
         return configuration.training.batch_size, configuration.augmentation.moves

@@ -107,7 +107,7 @@ def test_photos_of_the_models_size_get_the_models_own_probabilities(
 def test_the_same_photo_twice_is_told_twice(mlruns: Path, digits: Any, tmp_path: Path) -> None:
     file = photo(digits[0], tmp_path / "0.png")
     first, second = told(mlruns, "digits", file, file)
-    assert first == second
+    assert first == pytest.approx(second, abs=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1"])
@@ -117,7 +117,7 @@ def test_a_photo_of_any_mode_is_read(mode: str, digits: Any, tmp_path: Path, mlr
     other = tmp_path / "other.png"
     Image.fromarray(np.squeeze(image)).convert(mode).save(other)
     first, second = told(mlruns, "digits", plain, other)
-    assert first == second
+    assert first == pytest.approx(second, abs=1e-6)  # the place in a batch may tell in the last bit
 
 
 def test_a_photo_on_its_side_is_turned_upright(mlruns: Path, digits: Any, tmp_path: Path) -> None:

@@ -84,4 +84,4 @@ def test_real_networks_are_measured_and_predicted(tmp_path: Path) -> None:
         assert one.begin_seconds > 0
     speed = fit(found)
     hp = space.hyperparameters({"filters_1": 64, "batch_size": 16})
-    assert speed.epoch_seconds(space.build(hp), space.step(hp), data) > 0
+    assert speed.epoch_seconds(space.build(hp), space.step_of(hp), data) > 0

@@ -7,6 +7,8 @@ training touches it (an error in a training is a "failed" event, which `history`
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -662,6 +664,24 @@ def test_every_epoch_has_the_same_finite_metrics(straight: Attempt) -> None:
 def test_events_are_plain_json(straight: Attempt) -> None:
     for kind, event in straight.events:
         assert json.loads(json.dumps(event, allow_nan=False)) == event, kind
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_memory_that_is_freed_stays_with_the_process() -> None:
+    script = (
+        "import resource, sys\n"
+        "from cnn_search import backend\n"
+        "if sys.argv[1] == 'kept': backend.keep_memory()\n"
+        "bytearray(1 << 24)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(5): bytearray(1 << 24)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    faults = {
+        way: int(subprocess.check_output([sys.executable, "-c", script, way], text=True))
+        for way in ("given back", "kept")
+    }
+    assert faults["kept"] < 0.1 * faults["given back"], faults
 
 
 def test_threads_asked_for_after_the_backend_has_started_are_not_recorded() -> None:

@@ -1,6 +1,6 @@
 """What it brings that freed memory stays with the process (`backend.keep_memory`).
 
-python benchmarks/memory.py [--steps N] [--rounds N] [--json FILE]
+python benchmarks/memory.py [--networks NAME ...] [--steps N] [--rounds N] [--json FILE]
 
 Steps of CIFAR-10's networks on random images, with and without, in turn, each time in a process of
 its own: what a step takes, of that in the kernel, page faults, and the most memory in use.
@@ -62,6 +62,7 @@ def child(network: str, keeps: bool, steps: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -73,7 +74,7 @@ def main() -> None:
         return
     found: dict[str, list[dict[str, float]]] = {}
     for _ in range(options.rounds):
-        for network in NETWORKS:
+        for network in options.networks:
             for way in ("given back", "kept"):
                 command = [sys.executable, __file__, "--steps", str(options.steps)]
                 done = subprocess.run(

@@ -30,6 +30,8 @@ class BlockConfig:
         filters: Channels of each convolution.
         convolutions: How many convolutions follow each other, at least 1.
         kernel: Side of the square kernel in pixels.
+        groups: Into how many parts of its input and output channels a convolution is split
+            (AlexNet, Krizhevsky et al. 2012: two, one a GPU).
         stride: Stride of the block's first convolution; the others have 1.
         padding: "same" keeps the size of the map, "valid" loses `kernel - 1` pixels.
         normalisation: "batch" adds a batch normalisation to each convolution.
@@ -37,6 +39,7 @@ class BlockConfig:
         pooling: Kind of pooling, or "none".
         pool_size: Side of the pooling window in pixels.
         pool_stride: Step of the pooling window; 0 means `pool_size`.
+        pool_padding: "same" keeps what is left of a map at its edge, "valid" drops it.
         pooling_place: At the "end" of the block, or "inside", right after its first convolution.
         dropout: Share of activations dropped at the end of the block, in [0, 1).
         residual: Add the block's input to the output of its convolutions (before pooling at the
@@ -46,6 +49,7 @@ class BlockConfig:
     filters: int
     convolutions: int = 1
     kernel: int = 3
+    groups: int = 1
     stride: int = 1
     padding: Literal["same", "valid"] = "same"
     normalisation: Literal["none", "batch"] = "none"
@@ -53,9 +57,32 @@ class BlockConfig:
     pooling: Pooling = "none"
     pool_size: int = 2
     pool_stride: int = 0
+    pool_padding: Literal["same", "valid"] = "valid"
     pooling_place: Literal["end", "inside"] = "end"
     dropout: float = 0.0
     residual: bool = False
+
+
+@dataclass(frozen=True)
+class InceptionConfig:
+    """Four ways side by side, their maps stacked (Szegedy et al. 2015, arXiv:1409.4842).
+
+    Attributes:
+        ones: Filters of a 1x1 convolution.
+        threes: Of a 1x1 convolution, and of the 3x3 one after it.
+        fives: Of a 1x1 convolution, and of the 5x5 one after it.
+        pooled: Of a 1x1 convolution after a 3x3 max pooling.
+        pooling: "max" halves the stacked maps in the end, by windows of 3x3.
+    """
+
+    ones: int
+    threes: tuple[int, int]
+    fives: tuple[int, int]
+    pooled: int
+    pooling: Literal["none", "max"] = "none"
+
+
+Block = BlockConfig | InceptionConfig
 
 
 @dataclass(frozen=True)
@@ -90,7 +117,7 @@ class NetworkConfig:
             `(pixel / 255 - mean) / deviation`. Constants, so they add no weights.
     """
 
-    blocks: tuple[BlockConfig, ...]
+    blocks: tuple[Block, ...]
     activation: str = "relu"
     initialiser: str = "glorot_uniform"
     dense_initialiser: str = "glorot_uniform"
@@ -110,7 +137,7 @@ class NetworkConfig:
     pixel_deviation: tuple[float, ...] = (1.0,)
 
 
-def fitting_blocks(network: NetworkConfig, input_shape: Shape) -> tuple[BlockConfig, ...]:
+def fitting_blocks(network: NetworkConfig, input_shape: Shape) -> tuple[Block, ...]:
     """Return the leading blocks whose maps keep at least one pixel; the rest is dropped.
 
     Raises:
@@ -119,6 +146,9 @@ def fitting_blocks(network: NetworkConfig, input_shape: Shape) -> tuple[BlockCon
     """
     sides = [max(side, network.pad_to) - network.whitening for side in input_shape[:2]]
     for count, block in enumerate(network.blocks):
+        if isinstance(block, InceptionConfig):
+            sides = [-(-side // 2) if block.pooling == "max" else side for side in sides]
+            continue
         sides = [_side_after(block, side) for side in sides]
         if min(sides) < 1:
             if count == 0:
@@ -140,7 +170,11 @@ def _side_after(block: BlockConfig, side: int) -> int:
     pool_stride = block.pool_stride or block.pool_size
 
     def pooled(side: int) -> int:
-        return side if block.pooling == "none" else (side - block.pool_size) // pool_stride + 1
+        if block.pooling == "none":
+            return side
+        if block.pool_padding == "same":
+            return -(-side // pool_stride)
+        return (side - block.pool_size) // pool_stride + 1
 
     for index in range(block.convolutions):
         stride = block.stride if index == 0 else 1
@@ -193,7 +227,10 @@ def build_network(
         x = layers.Activation(network.activation, name="whitened")(whitening(x))
         whitening.kernel.trainable = False
     for index, block in enumerate(blocks, 1):
-        x = _add_block(x, network, block, f"block{index}", seeds)
+        if isinstance(block, InceptionConfig):
+            x = _add_inception(x, network, block, f"block{index}", seeds)
+        else:
+            x = _add_block(x, network, block, f"block{index}", seeds)
     x = _add_head(x, network, seeds)
     if network.logit_scale != 1:
         x = layers.Rescaling(network.logit_scale, name="logit_scale")(x)
@@ -261,7 +298,10 @@ def _add_block(
         kinds = {"max": layers.MaxPooling2D, "average": layers.AveragePooling2D}
         if block.pooling == "none":
             return x
-        return kinds[block.pooling](block.pool_size, block.pool_stride or None, name=name)(x)
+        found = kinds[block.pooling](
+            block.pool_size, block.pool_stride or None, padding=block.pool_padding, name=name
+        )
+        return found(x)
 
     shortcut = x
     for index in range(block.convolutions):
@@ -271,6 +311,7 @@ def _add_block(
             block.kernel,
             strides=block.stride if index == 0 else 1,
             padding=block.padding,
+            groups=block.groups,
             use_bias=network.use_bias,
             kernel_initializer=_initialiser(network.initialiser, seeds),
             name=unit,
@@ -306,6 +347,33 @@ def _add_block(
         x = pool(x)
     if block.dropout:
         x = layers.Dropout(block.dropout, seed=next(seeds), name=f"{name}_dropout")(x)
+    return x
+
+
+def _add_inception(
+    x: Any, network: NetworkConfig, block: InceptionConfig, name: str, seeds: Iterator[int | None]
+) -> Any:
+    def convolve(x: Any, filters: int, kernel: int, way: str) -> Any:
+        return layers.Conv2D(
+            filters,
+            kernel,
+            padding="same",
+            activation=network.activation,
+            use_bias=network.use_bias,
+            kernel_initializer=_initialiser(network.initialiser, seeds),
+            name=f"{name}_{way}",
+        )(x)
+
+    pooled = layers.MaxPooling2D(3, 1, padding="same", name=f"{name}_pooled")(x)
+    ways = [
+        convolve(x, block.ones, 1, "ones"),
+        convolve(convolve(x, block.threes[0], 1, "before_threes"), block.threes[1], 3, "threes"),
+        convolve(convolve(x, block.fives[0], 1, "before_fives"), block.fives[1], 5, "fives"),
+        convolve(pooled, block.pooled, 1, "after_pooled"),
+    ]
+    x = layers.Concatenate(name=f"{name}_stack")(ways)
+    if block.pooling == "max":
+        x = layers.MaxPooling2D(3, 2, padding="same", name=f"{name}_pool")(x)
     return x
 
 

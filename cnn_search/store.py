@@ -270,5 +270,7 @@ def without_secrets(text: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """Return what an error says, in one line of at most 200 characters, without credentials."""
-    said = str(error).strip() or type(error).__name__
+    said = str(error).strip()
+    if not said or isinstance(error, LookupError | TypeError | AttributeError):  # a bug, or as good
+        said = f"{type(error).__name__} {said}".strip()
     return without_secrets(said.splitlines()[0])[:200]

@@ -342,9 +342,10 @@ class _Delivery:
 
     def _end_early(self, event: Event) -> None:
         run = self._run_of(event)
-        told = {"refused": event["message"], "outcome": "refused"}
-        if "epoch" in event:
+        if event["kind"] == "pruned":
             told = {"pruned_after": event["epoch"], "outcome": f"pruned after {event['epoch']}"}
+        else:
+            told = {"refused": event["message"], "outcome": "refused"}
         self._log(run, tags={"final": "true", **told})
         self.client.set_terminated(run, "KILLED", int(event["time"] * 1000))
 

@@ -105,7 +105,8 @@ FAST = images.fast(64, 256, 256, mean=MEAN, deviation=DEVIATION)
 def large() -> Configuration:
     """Return what reached 96 % in 37.5 epochs elsewhere, about (Jordan 2024, arXiv:2404.00498)."""
     wide = images.fast(128, 384, 512, mean=MEAN, deviation=DEVIATION)
-    blocks = [replace(block, convolutions=3, residual=True) for block in wide.network.blocks]
+    plain = [block for block in wide.network.blocks if isinstance(block, BlockConfig)]
+    blocks = [replace(block, convolutions=3, residual=True) for block in plain]
     network = replace(wide.network, blocks=tuple(blocks))
     return replace(
         wide, network=network, augmentation=replace(wide.augmentation, crop=4, cutout=12)

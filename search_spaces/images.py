@@ -193,7 +193,7 @@ class Space(keras_tuner.HyperModel):
 
     def configure(self, hp: Any) -> Configuration:
         """Declare every hyperparameter on `hp` and return the configuration of its values."""
-        usual = flatten(next(iter(self.baselines.values())).configuration, max(self.depth))
+        usual = self.flatten(next(iter(self.baselines.values())).configuration)
 
         def choose(name: str, values: Sequence[Any]) -> Any:
             if len(values) == 1:
@@ -422,8 +422,12 @@ class Space(keras_tuner.HyperModel):
         """
         return {n: self._point(f"recipe {n!r}", recipe) for n, recipe in self.recipes.items()}
 
+    def flatten(self, configuration: Configuration) -> dict[str, Any]:
+        """Return the fields of a configuration by the names of the hyperparameters."""
+        return flatten(configuration, max(self.depth))
+
     def _point(self, name: str, configuration: Configuration) -> dict[str, Any]:
-        hp = self.hyperparameters(flatten(configuration, max(self.depth)))
+        hp = self.hyperparameters(self.flatten(configuration))
         values = {entry.name: hp.values[entry.name] for entry in hp.space if hp.is_active(entry)}
         if self.configure(self.hyperparameters(values)) != configuration:
             raise DefinitionError(f"space: {name} is not one of its points.")
@@ -442,7 +446,7 @@ def flatten(configuration: Configuration, depth: int = 4) -> dict[str, Any]:
         block = blocks[min(i, len(blocks)) - 1]
         values |= {f"{name}_{i}": getattr(block, name) for name in PER_BLOCK}
     values |= {name: getattr(blocks[0], name) for name in SHARED}
-    values["stride_1"] = blocks[0].stride
+    values["stride_1"] = getattr(blocks[0], "stride", 1)
     values |= dataclasses.asdict(configuration.augmentation)
     values |= dataclasses.asdict(configuration.training)
     values["sgd_learning_rate"] = configuration.training.learning_rate

@@ -402,6 +402,7 @@ def test_a_trial_gets_its_gpu_as_a_resource_and_in_its_environment(
         "CUDA_VISIBLE_DEVICES", "0"
     )  # there need be none: TensorFlow then finds none
     with started(tmp_path / "sweep", digits, workers=2, gpus=0.5) as engine:
+        engine._client.wait_for_workers(2)
         told = engine._client.run(visible)
         assert set(told.values()) == {("0", "true")}
         known = engine._client.scheduler_info(n_workers=-1)["workers"]

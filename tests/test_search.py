@@ -6,6 +6,7 @@ import threading
 import time
 import unittest.mock
 
+import mlflow
 import pytest
 from driver import NoTraining
 
@@ -40,7 +41,9 @@ def digits():
 
 def run(tmp_path, dataset, changes=(), **options):
     sweep = definition.read("digits", {**SMALL, **dict(changes)})
-    return search.run(sweep, dataset, tmp_path / "mlruns", **options)
+    outcome = search.run(sweep, dataset, tmp_path / "mlruns", **options)
+    assert outcome.undelivered == ""
+    return outcome
 
 
 def kinds(outcome):
@@ -296,9 +299,15 @@ def test_pruned_trials_end_early_and_are_not_ranked(tmp_path, digits):
     assert all(max(trial.curve) in (1, 2) for trial in pruned)
     assert {t.number for t in outcome.record.ranking()} == set(trials) - {t.number for t in pruned}
     assert list(outcome.folder.glob("trials/*/checkpoint.npz")) == []
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, "tags.outcome LIKE 'pruned%'")
+    told = {(run.data.tags["trial"], run.data.tags["outcome"], run.info.status) for run in runs}
+    expected = {(str(t.number), f"pruned after {max(t.curve)}", "KILLED") for t in pruned}
+    assert told == expected
 
 
-@pytest.mark.parametrize("kind", ["random", "tpe"])
+@pytest.mark.parametrize("kind", ["tpe"] + ["random"] * ("CNN_SEARCH_ALL_FAULTS" in os.environ))
 def test_a_kill_between_an_epoch_and_the_word_to_end_changes_nothing(tmp_path, digits, kind):
     changes = {**PRUNED, "oracle.kind": kind}
     whole = run(tmp_path / "whole", digits, changes)

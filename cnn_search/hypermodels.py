@@ -73,6 +73,7 @@ class Adopted:
         self.protocol, self.class_weights = protocol, class_weights
         self.objectives = [metric.removeprefix("val_") for metric in metrics]
         self._known: Any = None
+        self._heard = False  # of an epoch
         if isinstance(found, type):
             given = {"input_shape": input_shape, "classes": classes, "num_classes": classes}
             taken = inspect.signature(found).parameters
@@ -159,9 +160,14 @@ class Adopted:
             options["class_weight"] = dict(enumerate(self.class_weights.tolist()))
         images, targets = self._prepared(model, x, y)
         watched = [keras.callbacks.LambdaCallback(on_epoch_end=self._check), *callbacks]
-        return self.hypermodel.fit(hp, model, images, targets, callbacks=watched, **options)
+        self._heard = False
+        history = self.hypermodel.fit(hp, model, images, targets, callbacks=watched, **options)
+        if not self._heard:
+            raise self._wrong("a fit that hands its callbacks on to model.fit", "no epoch of it")
+        return history
 
     def _check(self, epoch: int, logs: Mapping[str, float] | None) -> None:
+        self._heard = True
         missing = [name for name in self.objectives if name not in (logs or {})]
         if missing:
             raise self._wrong(

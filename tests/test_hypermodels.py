@@ -128,12 +128,19 @@ def test_what_is_no_model_for_these_images_is_refused_before_any_training(
         declared(made(f"{FILES / 'function.py'}:{name}", digits, tmp_path))
 
 
-def test_a_model_without_the_metric_that_is_searched_for_fails_and_says_so(
-    digits: datasets.Dataset, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("build_without_accuracy", "compiled with the metric 'accuracy'"),
+        ("Deaf", "expected a fit that hands its callbacks on to model.fit"),
+    ],
+)
+def test_a_trial_without_the_metric_or_the_epochs_that_are_asked_for_fails_and_says_so(
+    name: str, expected: str, digits: datasets.Dataset, tmp_path: Path
 ) -> None:
-    failed = trained(f"{FILES / 'function.py'}:build_without_accuracy", digits, tmp_path)[-1]
+    failed = trained(f"{FILES / 'function.py'}:{name}", digits, tmp_path)[-1]
     assert failed["kind"] == "failed"
-    assert "compiled with the metric 'accuracy'" in failed["message"]
+    assert expected in failed["message"]
 
 
 def test_a_hypermodel_is_searched_scored_and_reported_by_the_command(

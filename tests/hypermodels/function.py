@@ -1,6 +1,7 @@
 """What a user has who tunes a function: a small CNN with its own rescaling, and logits."""
 
 import keras
+import keras_tuner
 from keras import layers
 
 
@@ -35,6 +36,14 @@ def build_without_accuracy(hp):
     model = keras.Sequential([layers.Flatten(), layers.Dense(hp.Choice("units", [10]))])
     model.compile(loss=keras.losses.CategoricalCrossentropy(from_logits=True))
     return model
+
+
+class Deaf(keras_tuner.HyperModel):
+    def build(self, hp):
+        return build(hp)
+
+    def fit(self, hp, model, x, y, **kwargs):
+        return model.fit(x, y, verbose=0)
 
 
 NUMBER = 3

@@ -42,8 +42,6 @@ DEFAULTS = {  # below "distributed"; the user's own dask configuration and DASK_
     },
     # a worker that is slow to be restarted would lose its nanny for good
     "deploy": {"lost-worker-timeout": "1 day"},
-    # set, to whatever, it has glibc give back at once what the next batch wants again
-    "nanny": {"pre-spawn-environ": {"MALLOC_TRIM_THRESHOLD_": None}},
     "admin": {"low-level-log-length": 1000, "tick": {"interval": "500ms"}},
 }
 START_SECONDS = 60  # for the first worker

@@ -113,6 +113,7 @@ class Adopted:
     def _asked(self, values: Mapping[str, Any]) -> Any:
         """Return what the code asks for, where these are the answers."""
         hp = self.hyperparameters(values)
+        keras.utils.clear_session()  # of the model before
         try:
             model = self.build(hp)
         except DefinitionError:

@@ -63,24 +63,22 @@ def outside(space: Any, values: Mapping[str, Any]) -> list[str]:
 def coerce(hp: Any, value: Any) -> Any:
     """Return `value` as a hyperparameter has it (0 as 0.0 among floats), or None if it cannot."""
     if _is_range(hp):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return value if whole and hp.min_value <= value <= hp.max_value else None
-    if isinstance(hp, kinds.Float):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(value) if number and hp.min_value <= value <= hp.max_value else None
+        kind, numbers = (int, int) if isinstance(hp, kinds.Int) else (float, int | float)
+        number = isinstance(value, numbers) and not isinstance(value, bool)
+        return kind(value) if number and hp.min_value <= value <= hp.max_value else None
     truth = isinstance(value, bool)
     same = [v for v in hp.values if isinstance(v, bool) == truth and v == value]
     return same[0] if same else None
 
 
 def _is_range(hp: Any) -> bool:
-    """Return whether a hyperparameter has whole numbers without a step between them."""
-    return isinstance(hp, kinds.Int) and hp.step is None
+    """Return whether a hyperparameter has any number between two, or any whole one."""
+    return isinstance(hp, kinds.Float) or (isinstance(hp, kinds.Int) and hp.step is None)
 
 
 def allowed(hp: Any) -> str:
     """Return in words what a hyperparameter can take."""
-    if isinstance(hp, kinds.Float) or _is_range(hp):
+    if _is_range(hp):
         return f"{hp.min_value} to {hp.max_value}"
     return ", ".join(json.dumps(value) for value in hp.values)
 
@@ -138,7 +136,7 @@ def size(space: Any, most: int) -> int:
         filled.values.pop(hp.name, None)
         if not filled.is_active(hp):
             return count(rest)
-        if isinstance(hp, kinds.Float) or _is_range(hp):
+        if _is_range(hp):
             return most
         found = 0
         for value in hp.values:

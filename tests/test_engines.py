@@ -404,15 +404,16 @@ def test_a_trial_gets_its_gpu_as_a_resource_and_in_its_environment(
     with started(tmp_path / "sweep", digits, workers=2, gpus=0.5) as engine:
         engine._client.wait_for_workers(2)
         known = engine._client.scheduler_info(n_workers=-1)["workers"]
-        # as tasks: a broadcast fails where a worker is busy with its imports
-        asked = [engine._client.submit(visible, workers=[w], pure=False) for w in known]
-        assert [one.result() for one in asked] == [("0", "true")] * 2
+        # as tasks: a broadcast fails where a worker is busy. Of names that a worker has imported.
+        names = ["CUDA_VISIBLE_DEVICES", "TF_FORCE_GPU_ALLOW_GROWTH"]
+        asked = [
+            engine._client.submit(os.getenv, name, workers=[address], pure=False)
+            for address in known
+            for name in names
+        ]
+        assert [one.result() for one in asked] == ["0", "true"] * 2
         assert [w["resources"] for w in known.values()] == [{"GPU": 0.5}] * 2
         assert follow(engine, submit(engine, values))[-1][0] == "done"
-
-
-def visible():
-    return os.environ["CUDA_VISIBLE_DEVICES"], os.environ["TF_FORCE_GPU_ALLOW_GROWTH"]
 
 
 @pytest.mark.skipif(not cluster.devices(), reason="there is no GPU here")

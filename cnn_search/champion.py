@@ -1,4 +1,4 @@
-"""The champion: a registered model, or a file that was pulled, opened to predict with."""
+"""The champion: a registered model, a file that was pulled, or a network of ImageNet, opened."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnn_search import backend
+from cnn_search import backbones, backend
 from cnn_search.errors import ModelError
 from cnn_search.surroundings import usable_cores
 
@@ -35,17 +35,23 @@ class Champion:
 
 
 def read(name: str, mlruns: Path, alias: str = "champion") -> Champion:
-    """Return the model that a sweep registered, or that a file holds.
+    """Return the model that a sweep registered, that a file holds, or that ImageNet trained.
 
     Args:
-        name: A registered model's, or the path of a `.keras` file with its `.classes.json` beside.
+        name: A registered model's, the path of a `.keras` file with its `.classes.json` beside, or
+            a key of `backbones.KNOWN`.
         mlruns: The folder of MLflow's database, where it is not the user's own server.
         alias: Which version: "champion" or "challenger".
 
     Raises:
         TrackingError: no such model is registered, or MLflow does not answer.
-        ModelError: the file is not a model with as many outputs as there are class names.
+        ModelError: the file is not a model with as many outputs as there are class names, or
+            weights of ImageNet are not there.
     """
+    if name in backbones.KNOWN:
+        backend.prepare(usable_cores())
+        backend.load()
+        return Champion(f"{name}, trained on ImageNet", *backbones.classifier(name))
     if name.endswith(".keras"):
         return _open(Path(name), name)
     from cnn_search import models, store

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import layers, ops
 
+from cnn_search import backbones
 from cnn_search.errors import DefinitionError
 
 Pooling = Literal["none", "max", "average"]
@@ -115,6 +116,11 @@ class NetworkConfig:
         pad_to: Images smaller than this many pixels a side are zero-padded to it; 0 for never.
         pixel_mean, pixel_deviation: Per channel, of pixels in 0..1: the model computes
             `(pixel / 255 - mean) / deviation`. Constants, so they add no weights.
+        backbone: In place of the blocks, a network that was trained before: a key of
+            `backbones.KNOWN`; it gets pixels as it did then.
+        backbone_weights: "imagenet", or a file.
+        fine_tuned: So many of the backbone's last convolutions are trained; the rest stays.
+        resize_to: Images are scaled to so many pixels a side for the backbone; 0 for not at all.
     """
 
     blocks: tuple[Block, ...]
@@ -135,6 +141,10 @@ class NetworkConfig:
     pad_to: int = 0
     pixel_mean: tuple[float, ...] = (0.0,)
     pixel_deviation: tuple[float, ...] = (1.0,)
+    backbone: str = ""
+    backbone_weights: str = backbones.IMAGENET
+    fine_tuned: int = 0
+    resize_to: int = 0
 
 
 def fitting_blocks(network: NetworkConfig, input_shape: Shape) -> tuple[Block, ...]:
@@ -205,9 +215,43 @@ def build_network(
 
     Raises:
         DefinitionError: the first block does not fit.
+        ModelError: the backbone's weights are not there.
     """
-    blocks, seeds = fitting_blocks(network, input_shape), _seeds(seed)
+    seeds = _seeds(seed)
     inputs = keras.Input(input_shape, dtype="uint8", name="image")
+    if network.backbone:
+        x = _add_backbone(inputs, network)
+    else:
+        x = _add_blocks(inputs, network, seeds)
+    x = _add_head(x, network, seeds)
+    if network.logit_scale != 1:
+        x = layers.Rescaling(network.logit_scale, name="logit_scale")(x)
+    outputs = layers.Dense(
+        classes,
+        activation="softmax",
+        kernel_initializer=_initialiser("glorot_uniform", seeds),
+        dtype="float32",
+        name="probabilities",
+    )(x)
+    return keras.Model(inputs, outputs, name="cnn")
+
+
+def _add_backbone(inputs: Any, network: NetworkConfig) -> Any:
+    x = layers.Rescaling(1.0, name="pixels")(inputs)
+    if network.resize_to:
+        x = layers.Resizing(network.resize_to, network.resize_to, name="resize")(x)
+    x = backbones.prepare(x, network.backbone)
+    own = backbones.build(
+        network.backbone,
+        network.backbone_weights,
+        (*x.shape[1:3], 3),
+        trained=network.fine_tuned,
+    )
+    return own(x, training=False)  # what its batch normalisations know of images stays
+
+
+def _add_blocks(inputs: Any, network: NetworkConfig, seeds: Iterator[int | None]) -> Any:
+    blocks = fitting_blocks(network, inputs.shape[1:])
     scale = [1 / (255 * deviation) for deviation in network.pixel_deviation]
     offset = [
         -mean / deviation
@@ -218,7 +262,7 @@ def build_network(
         offset if len(offset) > 1 else offset[0],
         name="rescale",
     )(inputs)
-    missing = [max(0, network.pad_to - side) for side in input_shape[:2]]
+    missing = [max(0, network.pad_to - side) for side in inputs.shape[1:3]]
     if any(missing):
         borders = tuple((side // 2, side - side // 2) for side in missing)
         x = layers.ZeroPadding2D(borders, name="pad")(x)
@@ -231,17 +275,7 @@ def build_network(
             x = _add_inception(x, network, block, f"block{index}", seeds)
         else:
             x = _add_block(x, network, block, f"block{index}", seeds)
-    x = _add_head(x, network, seeds)
-    if network.logit_scale != 1:
-        x = layers.Rescaling(network.logit_scale, name="logit_scale")(x)
-    outputs = layers.Dense(
-        classes,
-        activation="softmax",
-        kernel_initializer=_initialiser("glorot_uniform", seeds),
-        dtype="float32",
-        name="probabilities",
-    )(x)
-    return keras.Model(inputs, outputs, name="cnn")
+    return x
 
 
 def whiten(model: Any, images: npt.NDArray[np.uint8]) -> None:

@@ -36,14 +36,16 @@ def main(
 ) -> None:
     """Say what is seen on photos, with probabilities, the most probable class first.
 
-    NAME is a registered model (`registry list`), or the path of a .keras file as `registry pull`
-    writes it. A photo is a PNG or JPEG of any size, upright as its EXIF says; - reads one from
-    standard input. It is resized to the model's size, whatever its aspect, as the training images
-    of a folder are.
+    NAME is a registered model (`registry list`), the path of a .keras file as `registry pull`
+    writes it, or a network as ImageNet trained it: vgg16, resnet50, densenet121, mobilenetv3large,
+    efficientnetv2b0 (Keras downloads its weights once). A photo is a PNG or JPEG of any size,
+    upright as its EXIF says; - reads one from standard input. It is resized to the model's size,
+    whatever its aspect, as the training images of a folder are.
 
     Examples:
         python -m cnn_search.predict cifar10 cat.jpg dog.png
         python -m cnn_search.predict cifar10 cat.jpg --explain why.png
+        python -m cnn_search.predict vgg16 cat.jpg
     """
     from cnn_search import champion, sources
 

@@ -159,6 +159,8 @@ class _Search(Driver):
         recommended = space.recipe_values() if definition.recipes else {}
         self.recipes = {n: v for n, v in recommended.items() if not outside(left, v)}
         self.tries = [complete(whole, self.baselines[0][1], values) for values in tries]
+        besides = [*dict(self.baselines).values(), *self.recipes.values(), *self.tries]
+        space.fetch(left, besides)
         self.earlier: dict[str, Any] = {}  # the event of that name, until it is written
         self.first: list[Mapping[str, Any]] = []  # configurations of earlier sweeps
 

@@ -162,6 +162,7 @@ class Space(keras_tuner.HyperModel):
     initialiser: Sequence[str] = ("glorot_uniform", "he_uniform", "he_normal")
     dense_units: Sequence[int] = (0, 64, 128, 256)
     head_dropout: Sequence[float] = (0.0, 0.2, 0.5)
+    learning_rate: tuple[float, float] = (3e-4, 1e-2)  # of adam and rmsprop
     shift: Sequence[float] = (0.0, 0.1, 0.2)
     zoom: Sequence[float] = (0.0, 0.1, 0.2)
     flip: Sequence[bool] = (True, False)
@@ -283,7 +284,7 @@ class Space(keras_tuner.HyperModel):
     def _training(self, hp: Any, choose: Any) -> TrainingConfig:
         optimiser = choose("optimiser", ("adam", "sgd", "rmsprop"))
         with hp.conditional_scope("optimiser", ["adam", "rmsprop"]):
-            rate = hp.Float("learning_rate", 3e-4, 1e-2, sampling="log", default=1e-3)
+            rate = hp.Float("learning_rate", *self.learning_rate, sampling="log", default=1e-3)
         with hp.conditional_scope("optimiser", ["sgd"]):  # KerasTuner's grid needs unique names
             sgd_rate = hp.Float("sgd_learning_rate", 1e-2, 0.5, sampling="log", default=1e-1)
             momentum = hp.Choice("momentum", [0.0, 0.8, 0.85, 0.9, 0.95], default=0.9)
@@ -350,6 +351,14 @@ class Space(keras_tuner.HyperModel):
         start = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: batches.start(epoch))
         # Keras would shuffle the batches too, by a random state that a resumed trial has not
         return model.fit(batches, callbacks=[start, *callbacks], shuffle=False, **options)
+
+    def fetch(self, hp: Any, points: Sequence[Mapping[str, Any]]) -> None:
+        """Have at hand what networks need that is not made here: nothing.
+
+        Args:
+            hp: What a sweep may choose from.
+            points: What it tries besides.
+        """
 
     def evaluate(
         self,

@@ -179,7 +179,8 @@ def test_grid_wants_to_know_over_what(tmp_path: Path) -> None:
         ("fashion-mnist", r"Did you mean fashion_mnist\?"),
         (
             "qqq",
-            r"Did you mean cifar10, cifar10_gpu, classics, digits, fashion_mnist, images, signs\?",
+            r"Did you mean cifar10, cifar10_gpu, classics, digits, fashion_mnist, images, signs, "
+            r"transfer\?",
         ),
         ("nowhere/own.toml", r"nowhere/own.toml: expected a sweep's TOML file; there is none"),
         ("nowhere/photos", r"expected the name of a sweep, a TOML file, or your own images"),
@@ -419,7 +420,8 @@ def test_the_digest_depends_on_values_and_not_on_their_order() -> None:
 
 def test_the_shipped_sweeps_are_listed_by_name() -> None:
     assert list(shipped()) == [
-        *("cifar10", "cifar10_gpu", "classics", "digits", "fashion_mnist", "images", "signs")
+        *("cifar10", "cifar10_gpu", "classics", "digits", "fashion_mnist", "images", "signs"),
+        "transfer",
     ]
 
 

@@ -23,7 +23,7 @@ ROOMS = {  # from the top to the bottom; a module knows its own room and those b
     "driver subject probe search retraining final ablation answer "
     "progress dashboard recorded reproduction findings discrepancies reconciliation "
     "views servers champion formats",
-    "training": "network hypermodels augmentation optimisation checkpoint training speed "
+    "training": "backbones network hypermodels augmentation optimisation checkpoint training speed "
     "explanation",
     "data": "sources datasets",
     "foundation": "errors backend crash limits",
@@ -61,7 +61,7 @@ HOMES = {  # of each foreign library, the modules that may import it
         f"cnn_search.{module}" for module in "progress dashboard sweep score watch api".split()
     },
 }
-KNOWN_TO_SPACES = {"network", "augmentation", "optimisation", "training", "errors"}
+KNOWN_TO_SPACES = {"network", "augmentation", "optimisation", "training", "errors", "backbones"}
 
 
 class Import(NamedTuple):

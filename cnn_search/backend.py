@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -62,6 +63,8 @@ def load() -> None:
     """Import Keras, without its backend's greetings on stderr."""
     with silent_stderr():
         import keras  # noqa: F401
+    # in a notebook it would print on stdout that each trial's network has a graph of its own
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 def describe() -> dict[str, Any]:

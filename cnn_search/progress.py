@@ -158,7 +158,7 @@ def _ending(record: Record, trial: Trial, event: Event) -> str:
     text = f"{objective} {event['score']:.4f} at epoch {event['best_epoch']}"
     text += f"; {event['parameters']:,} parameters, {duration(sum(trial.seconds.values()))}"
     if event["blocks_dropped"]:
-        text += f"; {event['blocks_dropped']} blocks do not fit the images and were dropped"
+        text += f"; {event['blocks_dropped']} of its blocks did not fit the images: dropped"
     return text
 
 

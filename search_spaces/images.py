@@ -8,6 +8,7 @@ baseline gives the defaults, so that a sweep's trial 0 is the book's model.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -197,6 +198,12 @@ class Space(keras_tuner.HyperModel):
         usual = self.flatten(next(iter(self.baselines.values())).configuration)
 
         def choose(name: str, values: Sequence[Any]) -> Any:
+            if values and usual[name] not in values:
+                raise DefinitionError(
+                    f"search_space: {name}: expected {usual[name]!r} among its values, as the "
+                    f"first baseline has it; received {list(values)}. Add it, and leave it out of "
+                    f"the search by [space] {name} = {json.dumps(list(values))}."
+                )
             if len(values) == 1:
                 return hp.Fixed(name, values[0])
             if isinstance(values[0], bool):  # Choice would turn them into 0 and 1

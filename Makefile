@@ -5,7 +5,7 @@ BIN := .venv/bin
 # set in some environments; without .pyc files, importing TensorFlow takes 20 seconds instead of 5
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup sweep test test-fast test-jax test-torch test-all check ui clean
+.PHONY: setup sweep test test-fast test-jax test-torch test-all check docs ui clean
 
 setup: .venv/installed
 
@@ -48,8 +48,11 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: setup  ## as pages in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 ui: setup
 	$(BIN)/python -m cnn_search.ui $(NAME)
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build site dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

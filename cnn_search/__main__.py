@@ -1,9 +1,13 @@
-"""cnn-search COMMAND: the same as python -m cnn_search.COMMAND."""
+"""cnn-search COMMAND: the same as python -m cnn_search.COMMAND; and its completion in a shell."""
 
 from __future__ import annotations
 
+import importlib
+import os
 import runpy
 import sys
+
+import click
 
 COMMANDS = {
     "sweep": "train the book's model, search for a better one, register it",
@@ -22,8 +26,28 @@ COMMANDS = {
 }
 
 
+def command_of(name: str) -> click.Command:
+    """Return one of `COMMANDS`, imported."""
+    module = "report.__main__" if name == "report" else name
+    command: click.Command = importlib.import_module(f"cnn_search.{module}").main
+    command.short_help = COMMANDS[name]
+    return command
+
+
+class _All(click.Group):
+    """All commands as one, which a shell asks for completions."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return command_of(cmd_name) if cmd_name in COMMANDS else None
+
+
 def main() -> None:
     """Run the command that is named first."""
+    if "_CNN_SEARCH_COMPLETE" in os.environ:
+        _All().main(prog_name="cnn-search")
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name not in COMMANDS:
         for command, purpose in COMMANDS.items():

@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from cnn_search import commands, definition, plan
 
 
+def _names(ctx: click.Context, param: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Return what a shell may offer for NAME: the shipped sweeps, else files."""
+    names = [name for name in definition.shipped() if name.startswith(typed)]
+    return [CompletionItem(name) for name in names] or [CompletionItem(typed, type="file")]
+
+
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=_names)
 @click.option("--trials", type=click.IntRange(min=1), help="How many trials in all.")
 @click.option(
     "--minutes",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import re
@@ -29,13 +28,11 @@ def file(name: str) -> str:
 
 def commands(_: str) -> str:
     """Return each command's --help."""
-    from cnn_search.__main__ import COMMANDS
+    from cnn_search.__main__ import COMMANDS, command_of
 
     parts = []
     for name in COMMANDS:
-        module = "cnn_search.report.__main__" if name == "report" else f"cnn_search.{name}"
-        command = importlib.import_module(module).main
-        parts.append(f"## {name}\n\n{_help(command, f'python -m cnn_search.{name}')}")
+        parts.append(f"## {name}\n\n{_help(command_of(name), f'python -m cnn_search.{name}')}")
     return "\n\n".join(parts)
 
 

@@ -128,9 +128,29 @@ def test_cnn_search_lists_its_commands_and_runs_them() -> None:
     swept = python("-m", "cnn_search", "sweep", "--list")
     assert (swept.returncode, swept.stderr) == (0, "")
     assert swept.stdout == python("-m", "cnn_search.sweep", "--list").stdout
+
     missing = python("-m", "cnn_search", "sweep")
     assert missing.returncode == 2
     assert missing.stderr.startswith("error: Missing argument NAME; --list shows the sweeps.")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["sw"], ["plain,sweep"]),
+        (["sweep", "cif"], ["plain,cifar10", "plain,cifar10_gpu"]),
+        (["sweep", "photos/"], ["file,photos/"]),
+        (["registry", "pu"], ["plain,pull"]),
+        (["predict", "--to"], ["plain,--top"]),
+    ],
+)
+def test_a_shell_is_offered_commands_sweeps_and_options(
+    typed: list[str], offered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_CNN_SEARCH_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", " ".join(["cnn-search", *typed]))
+    monkeypatch.setenv("COMP_CWORD", str(len(typed)))
+    assert python("-m", "cnn_search").stdout.split() == offered
 
 
 def test_list_shows_each_sweep_with_its_purpose(capsys: pytest.CaptureFixture[str]) -> None:

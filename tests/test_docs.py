@@ -1,7 +1,6 @@
 """Tests of the documentation: the site builds, loads nothing from others, its commands exist."""
 
 import contextlib
-import importlib
 import os
 import re
 import shlex
@@ -13,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from cnn_search.__main__ import COMMANDS
+from cnn_search.__main__ import COMMANDS, command_of
 from cnn_search.definition import Definition
 
 ROOT = Path(__file__).parent.parent
@@ -90,8 +89,7 @@ def test_every_command_of_a_page_is_one(
         }:  # not meant to be typed as they are
             continue
         name, *arguments = shlex.split(line)[2:]
-        module = name if name != "cnn_search.report" else "cnn_search.report.__main__"
-        command: click.Command = importlib.import_module(module).main
+        command = command_of(name.removeprefix("cnn_search."))
         if isinstance(command, click.Group):
             command, arguments = command.commands[arguments[0]], arguments[1:]
         with contextlib.suppress(click.exceptions.Exit):  # --help

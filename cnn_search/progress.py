@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
@@ -14,6 +15,7 @@ from cnn_search.datasets import Dataset
 from cnn_search.ledger import ENDINGS, Event, Record, Trial
 from cnn_search.statistics import gain_left
 
+WRAPPED = 24  # characters at least of a column whose text may go on in the next line
 PLAIN_SECONDS = 10  # at most one epoch's line in so many seconds, where there is no terminal
 
 
@@ -260,7 +262,7 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
             f"{row['seconds']:.0f}",
             row["changed"],
         )
-    console.print(table)
+    _print(console, table)
     trials = ", ".join(f"{count} {status}" for status, count in summary["trials"].items())
     console.print(
         f"{trials}; {summary['epochs']} epochs in {duration(summary['seconds'])}.", highlight=False
@@ -291,7 +293,7 @@ def show_answer(console: Console, answer: Mapping[str, Any]) -> None:
             f"{row['parameters']:,}",
             f"{row['training_seconds']:.0f}",
         )
-    console.print(table)
+    _print(console, table)
     if not answer["ablation"]:
         return
     steps = Table(title="One change at a time, by validation", title_justify="left")
@@ -308,6 +310,18 @@ def show_answer(console: Console, answer: Mapping[str, Any]) -> None:
         steps.add_row(row["change"] or "the book's model", alone, path, step)
         before = row["path"] or before
     console.print(steps)
+
+
+def _print(console: Console, table: Table) -> None:
+    """Print a table, without its last columns where the terminal is too narrow for them."""
+    widths = [
+        max(map(cell_len, map(str, (column.header, *column.cells)))) if column.no_wrap else WRAPPED
+        for column in table.columns
+    ]
+    while len(widths) > 2 and sum(widths) + 3 * len(widths) + 1 > console.width:
+        widths.pop()
+        table.columns.pop()
+    console.print(table)
 
 
 def _interval(estimate: Mapping[str, Any], sign: str) -> str:

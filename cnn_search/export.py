@@ -32,6 +32,7 @@ def main(name: str, kind: str, to: Path | None, alias: str, as_json: bool, mlrun
     that writes is Keras's own format. What was written is run, and must predict what Keras does.
     It takes raw uint8 images and returns class probabilities; its classes are written beside it.
 
+    \b
     Examples:
         python -m cnn_search.export cifar10 --format onnx
     """

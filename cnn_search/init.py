@@ -71,6 +71,7 @@ def main(name: str, data: str, with_space: bool) -> None:
     The images are read, so that what is wrong with them is said now. With --space, NAME_space.py
     too, a class of a few lines. Nothing that is there is overwritten.
 
+    \b
     Examples:
         python -m cnn_search.init flowers --data photos/
         python -m cnn_search.sweep flowers.toml

@@ -42,6 +42,7 @@ def main(
     upright as its EXIF says; - reads one from standard input. It is resized to the model's size,
     whatever its aspect, as the training images of a folder are.
 
+    \b
     Examples:
         python -m cnn_search.predict cifar10 cat.jpg dog.png
         python -m cnn_search.predict cifar10 cat.jpg --explain why.png

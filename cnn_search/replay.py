@@ -34,6 +34,7 @@ def main(
     ledger is needed, and nothing is written. Ends with 0 if every metric of every epoch is equal
     to the last digit, or the score lies within the spread of other seeds; else with 1.
 
+    \b
     Examples:
         python -m cnn_search.replay 0123456789abcdef0123456789abcdef
         python -m cnn_search.replay digits --trial 3

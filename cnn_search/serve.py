@@ -23,6 +23,7 @@ def main(name: str, port: int | None, alias: str, mlruns: Path) -> None:
     A request has raw uint8 images of the model's size, the answer class probabilities. The server
     is MLflow's, listens on 127.0.0.1, and asks nobody who he is.
 
+    \b
     Examples:
         python -m cnn_search.serve cifar10
     """

@@ -92,6 +92,7 @@ def main(
 
     The same command again goes on with the newest sweep of that name, wherever it was cut short.
 
+    \b
     Examples:
         python -m cnn_search.sweep digits
         python -m cnn_search.sweep cifar10 --data-dir ~/data --trials 10 --minutes 60
@@ -119,7 +120,8 @@ def main(
         click.echo("\n".join(plan.describe(sweep)))
         if not probe:
             click.echo(
-                "how long, and whether the space fits the images: --dry-run --probe measures"
+                "how long, and whether the space has what is narrowed and fits the images: "
+                "--dry-run --probe"
             )
             return 0
     pairs = [dict(commands.parse_pair(p, "--try") for p in text.split()) for text in tries]
@@ -199,11 +201,13 @@ def _what_next(sweep: Any, outcome: Any, written: str) -> list[str]:
 
     record, lines = outcome.record, [""]
     typed = [argument for argument in sys.argv[1:] if argument != "--new"]
+    mlruns = outcome.folder.parent.parent
+    where = "" if mlruns == Path("mlruns") else f" --mlruns {shlex.quote(str(mlruns))}"
     again = f"python -m cnn_search.sweep {shlex.join(typed)}"
     if outcome.ending == "interrupted":
         lines.append(f"Interrupted; nothing is lost. The same command goes on: {again}")
     elif record.end == "minutes":
-        lines.append(f"The minutes are used up. To go on: {again} --minutes N, with a larger N.")
+        lines.append("The minutes are used up. To go on: the same with a larger --minutes.")
     elif record.end == "epochs":
         lines.append("The epochs are used up. To go on: the same with a larger --epochs-total.")
     elif record.end == "quota":
@@ -222,19 +226,20 @@ def _what_next(sweep: Any, outcome: Any, written: str) -> list[str]:
     elif outcome.already and sweep.oracle.kind == "hyperband":
         lines.append("This sweep was finished, as Hyperband's brackets are. Another one: --new.")
     elif outcome.already:
-        lines.append(f"This sweep was finished. To extend it: {again} --trials N; or --new.")
+        lines.append("This sweep was finished. To extend it: the same with a larger --trials.")
+        lines.append("Another one, from the start: the same with --new.")
     if record.champion is not None and outcome.ending != "interrupted":
         what = record.scored.get("winner") or f"trial {record.champion}"
         lines.append(f"Registered: {what}, as a version of models:/{sweep.name}")
-        lines.append(f"  as files:   python -m cnn_search.registry pull {sweep.name}")
+        lines.append(f"  champion:   python -m cnn_search.registry pull {sweep.name}{where}")
     if outcome.undelivered:
         lines.append(f"MLflow does not have everything: {outcome.undelivered}")
         lines.append(f"The ledger has; the same command delivers the rest: {again}")
     if written:
         lines.append(f"  the report: {written}")
-    local = outcome.mlflow.startswith("sqlite:")
+    local = f"python -m cnn_search.ui {sweep.name}{where}"
     lines.append(
-        f"  all trials: {'mlflow ui --backend-store-uri ' if local else ''}{outcome.mlflow}"
+        f"  all trials: {local if outcome.mlflow.startswith('sqlite:') else outcome.mlflow}"
     )
     lines.append(f"  the ledger: {outcome.folder / 'ledger.jsonl'}")
     return lines

@@ -22,6 +22,7 @@ def main(name: str | None, port: int | None, no_open: bool, mlruns: Path) -> Non
     Without NAME, the page of all experiments. Where MLFLOW_TRACKING_URI names a server, its pages
     are shown; else one is started on 127.0.0.1, which asks nobody who he is.
 
+    \b
     Examples:
         python -m cnn_search.ui
         python -m cnn_search.ui cifar10

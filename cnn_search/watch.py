@@ -24,6 +24,7 @@ def main(name: str | None, once: bool, mlruns: Path) -> None:
     NAME is a sweep's; without it, the one that was written to last. Its ledger is read and nothing
     is written: the sweep does not notice.
 
+    \b
     Examples:
         python -m cnn_search.watch
         python -m cnn_search.watch cifar10 --once

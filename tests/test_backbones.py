@@ -125,7 +125,6 @@ def reference(weights: Path, tmp_path: Path) -> str:
         "    backbone = ('vgg16',)",
         f"    weights = {{'vgg16': {str(weights)!r}}}",
         "    resize_to = (32,)",
-        "    batch_size = (32,)",
     ]
     (tmp_path / "mine.py").write_text("\n".join(lines))
     return f"{tmp_path / 'mine.py'}:Mine"

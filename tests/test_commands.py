@@ -264,7 +264,7 @@ def test_the_same_command_again_prints_the_answer_without_training(swept: Sweep)
     before = swept.ledger()
     again = swept.run("--trials", "2")
     assert again.returncode == 0
-    assert "This sweep was finished. To extend it: python -m cnn_search.sweep" in again.stdout
+    assert "This sweep was finished. To extend it: the same with a larger --trials." in again.stdout
     assert "baseline vgg_bn" in again.stdout
     assert "as a version of models:/digits" in again.stdout
     assert "trial " not in again.stderr

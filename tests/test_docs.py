@@ -62,6 +62,14 @@ def test_the_site_has_every_command_and_every_key(site: Path) -> None:
     assert "cnn_search" in (site / "index.html").read_text()
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_of_a_help_text_are_lines_to_copy(name: str) -> None:
+    command = command_of(name)
+    told = command.get_help(click.Context(command, info_name=name)).splitlines()
+    for line in (command.help or "").partition("Examples:\n")[2].splitlines():
+        assert line.strip() in [one.strip() for one in told]
+
+
 def commands_of(page: Path) -> list[str]:
     """The commands in a page's code, without what is said of them beside."""
     text = page.read_text(encoding="utf-8")

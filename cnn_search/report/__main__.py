@@ -37,6 +37,7 @@ def main(
     machine, its ledger is fetched from MLflow. The page is left in MLflow as an artifact of the
     sweep's run too. Nothing is trained, and no image is read.
 
+    \b
     Examples:
         python -m cnn_search.report digits
         python -m cnn_search.report --ledger docs/results/digits.jsonl --to digits.html

@@ -85,11 +85,11 @@ def main(name: str, data: str, with_space: bool) -> None:
         if file.exists():
             raise DefinitionError(f"{file}: expected to be written anew; it is there. Remove it.")
     from cnn_search import backend, datasets, progress
-    from cnn_search.spaces import declared
 
     backend.prepare(usable_cores())
     dataset = datasets.load(data)
     backend.load()
+    from cnn_search.spaces import declared
     from cnn_search.training import Protocol, find_space
 
     reference = f"{files[1]}:Space" if with_space else "images"

@@ -139,6 +139,8 @@ def main(
         image_size=sweep.image_size,
     )
     reporter.say(progress.describe_data(dataset))
+    if sweep.name not in (name, Path(name).stem):  # what commands ask for, made of a path
+        reporter.say(f"this sweep, and its model, are called {sweep.name}")
     if not dry_run:
         reporter.say(plan.who(sweep))
     backend.load()

@@ -55,9 +55,11 @@ def test_a_folder_and_classes_in_any_script_are_swept_through_a_pipe(tmp_path: P
         assert "Warning" not in done.stderr
         return done
 
+    assert run("init", "mine", "--data", photos.name).stderr == ""
     few = ["--trials", 1, "--epochs", 1, "--workers", 0, "--no-final"]
     swept = run("sweep", photos.name, *few)
     assert "Fotos ü 写真: " in swept.stderr
+    assert "this sweep, and its model, are called Fotos_____\n" in swept.stderr
     [folder] = (tmp_path / "mlruns" / "sweeps").iterdir()
     page = run("report", folder.name.rsplit("-", 2)[0])
     assert str(folder.relative_to(tmp_path)) in page.stdout + page.stderr

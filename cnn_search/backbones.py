@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cnn_search.errors import ModelError
+from cnn_search.errors import ModelError, first_line
 
 IMAGENET = "imagenet"  # in place of a file: Keras's own
 SIDE = 224  # pixels, of the images that they classify
@@ -73,7 +73,7 @@ def build(
     except Exception as error:  # urllib's, h5py's, Keras's own
         if weights == IMAGENET:
             raise _not_cached(what, error) from None
-        said = _first_line(error) if Path(weights).is_file() else "no such file"
+        said = first_line(error) if Path(weights).is_file() else "no such file"
         if isinstance(error, Warning):
             said = "those of another network"
         raise ModelError(f"{what} in {weights}; received {said}. Name another file.") from None
@@ -100,7 +100,7 @@ def prepare(x: Any, name: str) -> Any:
     return x
 
 
-def classifier(name: str, weights: str = IMAGENET) -> tuple[Any, tuple[str, ...]]:
+def classifier(name: str) -> tuple[Any, tuple[str, ...]]:
     """Return a backbone with its own top, and ImageNet's 1,000 class names in its order.
 
     Returns:
@@ -112,7 +112,7 @@ def classifier(name: str, weights: str = IMAGENET) -> tuple[Any, tuple[str, ...]
     import keras
 
     image = keras.Input((SIDE, SIDE, 3), dtype="uint8", name="image")
-    whole = build(name, weights, (SIDE, SIDE, 3), top=True)
+    whole = build(name, IMAGENET, (SIDE, SIDE, 3), top=True)
     x = prepare(keras.layers.Rescaling(1.0, name="pixels")(image), name)
     model = keras.Model(image, whole(x, training=False), name="cnn")
     decode = keras.applications.imagenet_utils.decode_predictions
@@ -128,12 +128,8 @@ def _not_cached(what: str, error: Exception) -> ModelError:
     cache = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
     return ModelError(
         f"{what} in Keras's cache, {cache}, or a network to download them by; received "
-        f"{_first_line(error)}. Put the file of this name there."
+        f"{first_line(error)}. Put the file of this name there."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager

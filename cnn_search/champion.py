@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cnn_search import backbones, backend
-from cnn_search.errors import ModelError
+from cnn_search.errors import ModelError, first_line
 from cnn_search.surroundings import usable_cores
 
 
@@ -75,7 +75,7 @@ def _open(file: Path, title: str) -> Champion:
         if len(class_names) != model.output_shape[-1]:
             raise ValueError(f"{len(class_names)} names, {model.output_shape[-1]} outputs")
     except Exception as error:  # h5py, zipfile and Keras raise many kinds
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = first_line(error)
         raise ModelError(
             f"{title}: expected a model as `registry pull` writes it, {file.name} with "
             f"{names.name} beside it; received {said}. Pull it again."

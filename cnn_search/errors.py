@@ -38,3 +38,8 @@ class ModelError(CnnSearchError):
 
 class TrackingError(CnnSearchError):
     """MLflow cannot be reached or written, or holds no such model."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what a foreign error says, or its type if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

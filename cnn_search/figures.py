@@ -19,6 +19,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cnn_search.errors import first_line
+
 BLUE, ORANGE = "#0072B2", "#D55E00"  # of Okabe and Ito's palette
 
 
@@ -155,7 +157,7 @@ def draw_trial(
         try:
             files += draw()
         except Exception as error:  # one picture is not worth the others
-            missing.append((str(error) or type(error).__name__).splitlines()[0])
+            missing.append(first_line(error))
     return files, missing
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from cnn_search import backend
 from cnn_search.champion import Champion
-from cnn_search.errors import DefinitionError, ModelError
+from cnn_search.errors import DefinitionError, ModelError, first_line
 
 CHECKED = 16  # images of noise that both predict
 ALLOWED = 1e-4  # largest difference of a probability: other orders of summation, no more
@@ -97,7 +97,7 @@ def write(champion: Champion, kind: str, path: Path) -> Written:
         classes = path.parent / f"{path.name.removesuffix(chosen.suffix)}.classes.json"
         classes.write_text(names + "\n", encoding="utf-8")
     except Exception as error:  # of converters and runtimes, which raise many kinds
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        said = first_line(error)[:200]
         raise ModelError(
             f"export: expected {path} to be written and to predict what Keras does; received "
             f"{said}. Choose another folder or format."

@@ -239,10 +239,9 @@ def _what_next(sweep: Any, outcome: Any, written: str) -> list[str]:
         lines.append(f"The ledger has; the same command delivers the rest: {again}")
     if written:
         lines.append(f"  the report: {written}")
-    local = f"python -m cnn_search.ui {sweep.name}{where}"
-    lines.append(
-        f"  all trials: {local if outcome.mlflow.startswith('sqlite:') else outcome.mlflow}"
-    )
+    local = outcome.mlflow.startswith("sqlite:")
+    pages = f"python -m cnn_search.ui {sweep.name}{where}" if local else outcome.mlflow
+    lines.append(f"  all trials: {pages}")
     lines.append(f"  the ledger: {outcome.folder / 'ledger.jsonl'}")
     return lines
 

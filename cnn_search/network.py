@@ -93,7 +93,8 @@ class NetworkConfig:
     Attributes:
         blocks: The convolutional blocks, first to last, each on its own.
         activation: Name of a Keras activation, used everywhere but in the softmax.
-        initialiser: Keras initialiser of the convolutions; dense layers use `dense_initialiser`.
+        initialiser: Keras initialiser of the convolutions.
+        dense_initialiser: Keras initialiser of the dense layers.
         use_bias: Whether convolutions have a bias, also where a batch normalisation follows.
         whitening: Begin with a 2x2 convolution, without padding, whose fixed filters are the
             principal directions of the training images' patches, scaled to unit variance, and their

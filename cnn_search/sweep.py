@@ -233,7 +233,8 @@ def _what_next(sweep: Any, outcome: Any, written: str) -> list[str]:
     if record.champion is not None and outcome.ending != "interrupted":
         what = record.scored.get("winner") or f"trial {record.champion}"
         lines.append(f"Registered: {what}, as a version of models:/{sweep.name}")
-        lines.append(f"  champion:   python -m cnn_search.registry pull {sweep.name}{where}")
+        pull = f"python -m cnn_search.registry pull {sweep.name}{where}"
+        lines.append(f"  champion:   {pull}  # if it became challenger: --alias challenger")
     if outcome.undelivered:
         lines.append(f"MLflow does not have everything: {outcome.undelivered}")
         lines.append(f"The ledger has; the same command delivers the rest: {again}")

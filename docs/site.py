@@ -1,7 +1,9 @@
-"""What the site has beside the files of docs/: README and its like, every command, every key."""
+"""What the site has beside the files of docs/: commands, keys, fields, names of the package."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import inspect
 import json
 import re
@@ -16,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put in what a page asks for by a comment; called by mkdocs."""
-    kinds = {"file": file, "commands": commands, "keys": keys}
+    kinds = {"file": file, "commands": commands, "keys": keys, "fields": fields, "names": names}
     return re.sub(r"<!-- (\w+) ?(\S*) -->", lambda found: kinds[found[1]](found[2]), markdown)
 
 
@@ -55,24 +57,69 @@ def keys(_: str) -> str:
     return "\n\n".join(parts + [_table(title, model) for title, model in models])
 
 
+def fields(name: str) -> str:
+    """Return a table of the fields of a dataclass of the package, such as network:BlockConfig."""
+    from cnn_search import backend
+
+    backend.prepare(1)  # so that TensorFlow does not greet
+    backend.load()
+    module, _, kind = name.partition(":")
+    model = getattr(importlib.import_module(f"cnn_search.{module}"), kind)
+    said = _said(model)[1]
+    rows = []
+    for field in dataclasses.fields(model):
+        default = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
+        rows.append(_row(f"`{field.name}`", f"`{field.type}`", default, said[field.name]))
+    return "| field | type | default | |\n|---|---|---|---|\n" + "\n".join(rows)
+
+
+def names(_: str) -> str:
+    """Return what the package has for Python, as its docstrings tell it."""
+    import cnn_search
+
+    parts = []
+    for name in cnn_search.__all__:
+        found = getattr(cnn_search, name)
+        parts.append(f"## cnn_search.{name}\n\n{_documented(found, f'cnn_search.{name}')}")
+        for method, member in vars(found).items() if inspect.isclass(found) else ():
+            if inspect.isfunction(member) and not method.startswith("_"):
+                parts.append(_documented(member, f".{method}"))
+    return "\n\n".join(parts)
+
+
+def _documented(found: Any, name: str) -> str:
+    signature = "" if inspect.isclass(found) else str(inspect.signature(found))
+    return f"```text\n{name}{signature}\n\n{inspect.getdoc(found)}\n```"
+
+
 def _is_table(model: Any) -> bool:
     return isinstance(model, type) and issubclass(model, BaseModel)
 
 
 def _table(title: str, model: type[BaseModel]) -> str:
-    what, _, attributes = inspect.cleandoc(model.__doc__ or "").partition("Attributes:")
-    said = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE))
+    what, said = _said(model)
     rows = []
     for name, schema in model.model_json_schema()["properties"].items():
         if "$ref" in json.dumps(schema):
             continue  # a table of its own
         default = schema.get("default")
         default = "" if default is None else f"`{json.dumps(default)}`"
-        cells = (f"`{name}`", _kind(schema), default, " ".join(said[name].split()))
-        rows.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+        rows.append(_row(f"`{name}`", _kind(schema), default, said[name]))
     purpose = " ".join(what.split()).partition(": ")[2]
     head = f"## {title}\n\n{purpose[:1].upper()}{purpose[1:]}\n\n"
     return head + "| key | value | default | |\n|---|---|---|---|\n" + "\n".join(rows)
+
+
+def _said(model: type) -> tuple[str, dict[str, str]]:
+    """Return what a docstring says of a class, and of each of its attributes."""
+    what, _, attributes = inspect.cleandoc(model.__doc__ or "").partition("Attributes:")
+    entries = re.findall(r"^ {4}([\w, ]+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE)
+    each = {name: " ".join(text.split()) for found, text in entries for name in found.split(", ")}
+    return what, each
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 
 def _kind(schema: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Tests of the documentation: the site builds, loads nothing from others, its commands exist."""
 
 import contextlib
+import dataclasses
 import os
 import re
 import shlex
@@ -12,8 +13,15 @@ from pathlib import Path
 import click
 import pytest
 
+import cnn_search
 from cnn_search.__main__ import COMMANDS, command_of
-from cnn_search.definition import Definition
+from cnn_search.augmentation import AugmentationConfig
+from cnn_search.datasets import load
+from cnn_search.definition import Definition, read
+from cnn_search.network import BlockConfig, NetworkConfig
+from cnn_search.optimisation import TrainingConfig
+from cnn_search.spaces import declared
+from cnn_search.training import Protocol, Setup, make_space
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
@@ -58,7 +66,12 @@ def test_the_site_has_every_command_and_every_key(site: Path) -> None:
     keys = (site / "configuration.html").read_text()
     for name, field in Definition.model_fields.items():
         assert f"<code>{name}</code>" in keys or f"[{name}]" in keys, field
-    assert "&lt;!--" not in commands + keys
+    named = (site / "python.html").read_text()
+    assert all(f"cnn_search.{name}" in named for name in cnn_search.__all__)
+    fields = (site / "spaces.html").read_text()
+    for config in (NetworkConfig, BlockConfig, AugmentationConfig, TrainingConfig):
+        assert all(f"<code>{field.name}</code>" in fields for field in dataclasses.fields(config))
+    assert "&lt;!--" not in commands + keys + named + fields
     assert "cnn_search" in (site / "index.html").read_text()
 
 
@@ -70,10 +83,47 @@ def test_the_examples_of_a_help_text_are_lines_to_copy(name: str) -> None:
         assert line.strip() in [one.strip() for one in told]
 
 
+def blocks_of(page: Path, kind: str) -> list[str]:
+    """The blocks of a page's code that are of a kind, a regular expression."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{kind}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = [(page, kind) for page in PAGES for kind in ("toml", "python") if blocks_of(page, kind)]
+
+
+@pytest.mark.parametrize(
+    ("page", "kind"), BLOCKS, ids=lambda part: part if isinstance(part, str) else part.name
+)
+def test_the_code_of_a_page_runs(page: Path, kind: str, tmp_path: Path) -> None:
+    for number, block in enumerate(blocks_of(page, kind)):
+        file = tmp_path / f"block_{number}.{kind}"
+        if kind == "toml":
+            file.write_text('data = "digits"\n' + block, encoding="utf-8")
+            read(str(file), {})
+            continue
+        file.write_text(block, encoding="utf-8")
+        command = [sys.executable, str(file)]
+        found = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, env=found, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_spaces_of_the_page_on_spaces_can_be_searched(tmp_path: Path) -> None:
+    for block, name in zip(
+        blocks_of(ROOT / "docs/spaces.md", "python"), ("Space", "build"), strict=True
+    ):
+        file = tmp_path / f"{name}.py"
+        file.write_text(block, encoding="utf-8")
+        setup = Setup(f"{file}:{name}", Protocol(1), tmp_path)
+        space = make_space(setup, load("digits", train_limit=100))
+        assert len(declared(space).space) > 2
+
+
 def commands_of(page: Path) -> list[str]:
     """The commands in a page's code, without what is said of them beside."""
     text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = blocks_of(page, r"\w*")
     inline = [s for s in re.findall(r"`(python -m cnn_search[^`]*)`", text) if "\n" not in s]
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     found = [re.split(r"  +|\s#", line)[0] for line in lines if "python -m cnn_search." in line]

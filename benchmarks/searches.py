@@ -529,4 +529,6 @@ SEARCHES: dict[str, Search] = {
     "ours tpe, asha from 1": ours("tpe", "asha", **{"pruner.first_epoch": 1}),
     "ours tpe, asha from a quarter": ours("tpe", "asha", **{"pruner.first_epoch": 7}),
 }
-FEWER = {"KerasTuner bayesian": 10, "Syne Tune ASHA, CQR": 10}  # seeds: slow to ask
+FEWER = {  # seeds: slow to ask, or to start
+    **dict.fromkeys(("KerasTuner bayesian", "Syne Tune ASHA, CQR", "Ray Tune ASHA"), 10),
+}

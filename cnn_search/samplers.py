@@ -8,6 +8,7 @@ are active are suggested; choices that have an order go in as their place in it.
 from __future__ import annotations
 
 import abc
+import random
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -19,9 +20,12 @@ from optuna.trial import TrialState
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study in memory
 DRAFTS = 5  # of one ask, until one is new
-# finished or refused trials before a sampler is asked, until then configurations are drawn at
-# random; Optuna counts pruned ones too, whose ranks mislead it (docs/search.md)
+# finished or refused trials before a sampler is asked; Optuna counts pruned ones too, whose ranks
+# mislead it (docs/search.md)
 STARTUP = 10
+# until then configurations are drawn at random; of these a share around the best trial so far, all
+# but so many of whose parameters they keep
+NEAR, REDRAWN = 0.5, 3
 
 
 class OptunaOracle(keras_tuner.Oracle, abc.ABC):
@@ -54,6 +58,8 @@ class OptunaOracle(keras_tuner.Oracle, abc.ABC):
         for _ in range(DRAFTS):
             self._seed_state += 1
             study.sampler = self._sampler(self._seed_state, taught)
+            if taught < STARTUP:
+                study.enqueue_trial(self._near(study, random.Random(self._seed_state)))
             # tried out in a trial that counts as failed, which samplers pass over
             draft = study.ask()
             values = self._values(draft)
@@ -80,6 +86,15 @@ class OptunaOracle(keras_tuner.Oracle, abc.ABC):
         with warnings.catch_warnings():  # of options that are new: the versions are pinned
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return self.make_sampler(seed)
+
+    def _near(self, study: optuna.Study, chance: random.Random) -> dict[str, Any]:
+        """Return what a configuration keeps of the best one so far; nothing as often."""
+        best = study.best_trials  # of those that are allowed; of several objectives, the front
+        if not best or chance.random() >= NEAR:
+            return {}
+        params = chance.choice(best).params
+        redrawn = chance.sample(list(params), min(REDRAWN, len(params)))
+        return {name: value for name, value in params.items() if name not in redrawn}
 
     def _values(self, trial: optuna.Trial) -> dict[str, Any]:
         hps = keras_tuner.HyperParameters()

@@ -186,8 +186,10 @@ def find_space(reference: str) -> Any:
     Raises:
         DefinitionError: no such module or class.
     """
-    module, _, name = reference.partition(":")
-    own = module if ":" in reference or "." in module else f"search_spaces.{module}"
+    module, _, name = reference.rpartition(":")
+    if not module or not name.isidentifier():  # no class is named; the colon is a drive's, or none
+        module, name = reference, ""
+    own = module if name or "." in module else f"search_spaces.{module}"
     try:
         found = _load_file(Path(module)) if module.endswith(".py") else importlib.import_module(own)
         return getattr(found, name or "Space")

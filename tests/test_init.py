@@ -133,6 +133,12 @@ def test_a_space_that_was_edited_is_read_anew(here: Path) -> None:
     assert find_space("own.py:Space") is find_space("own.py")
 
 
+def test_a_drive_s_colon_names_no_class(here: Path) -> None:
+    file = here / "C:\\my own.py"  # as Windows has it; a plain name elsewhere
+    file.write_text("from search_spaces.images import Space\n")
+    assert find_space(str(file)) is find_space(f"{file}:Space")
+
+
 def test_a_sweep_does_not_go_on_with_a_space_that_was_edited(here: Path) -> None:
     run("mine", "--data", "photos", "--space")
     options = "--trials 1 --epochs 1 --workers 0 --no-final --json"

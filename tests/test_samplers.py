@@ -12,7 +12,7 @@ from keras_tuner.engine import hyperparameters as kinds
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from cnn_search.datasets import load
-from cnn_search.samplers import TPEOracle, param_of, suggest
+from cnn_search.samplers import REDRAWN, STARTUP, TPEOracle, param_of, suggest
 
 
 class Tuner(keras_tuner.Tuner):
@@ -112,6 +112,18 @@ def test_it_finds_what_random_search_does_not() -> None:
     assert np.median(late) < 0.1  # of random values, 0.3
     assert sum(values["kind"] == "b" for values in asked[40:]) > 15
     assert all(("y" in values) == (values["kind"] == "b") for values in asked)
+
+
+def test_half_of_the_first_configurations_are_near_the_best_so_far() -> None:
+    made = oracle(keras_tuner.Objective("score", "max"))
+    for i in range(20):
+        made.hyperparameters.Choice(f"n_{i}", [*range(50)])
+    scores = iter([1.0] + [0.0] * STARTUP)  # the first remains the best
+    best, *others = told(made, STARTUP, lambda values: {"score": next(scores)})
+    shared = [sum(values.get(name) == best[name] for name in best) for values in others]
+    near = [count for count in shared if count > len(best) / 2]
+    assert 0 < len(near) < len(shared)
+    assert min(near) == len(best) - REDRAWN
 
 
 def test_several_objectives_are_not_their_sum() -> None:

@@ -32,6 +32,7 @@ def probe(definition: Definition, dataset: Dataset, count: int = 8) -> list[Meas
     space = make_space(setup_of(definition, Path("unused")), dataset)
     name, book = next(iter(baseline_values(space, definition.baselines).items()))
     drawn = _draw(definition, space)
+    keras.config.set_dtype_policy(definition.training.precision)  # as each trial does
     chosen = np.unique(np.linspace(0, len(drawn) - 1, count).round().astype(int))
     found = [measure(name, space, book, dataset)]
     for number, index in enumerate(chosen, start=1):

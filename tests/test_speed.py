@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
+from cnn_search import probe
 from cnn_search.datasets import load
+from cnn_search.definition import read
 from cnn_search.network import BlockConfig, NetworkConfig, build_network
 from cnn_search.speed import Measured, Speed, fit, measure, work_of
 from cnn_search.training import Protocol, Setup, make_space
@@ -36,6 +39,21 @@ def test_the_weights_of_exact_measurements_are_found() -> None:
 def test_the_error_is_that_of_networks_that_were_left_out() -> None:
     assert fit(drawn(200, 0.1)).error == pytest.approx(0.0675, abs=0.02)  # the median of |N(0, .1)|
     assert min(fit(drawn(9, 0.5)).weights) >= 0
+
+
+def test_networks_are_measured_in_the_precision_that_is_trained_in(monkeypatch: Any) -> None:
+    sweep, policies = read("digits", {"training.precision": "mixed_bfloat16"}), []
+
+    def spy(name: str, *_: Any) -> Measured:
+        policies.append(keras.config.dtype_policy().name)
+        return measured((1.0,), 1.0)
+
+    monkeypatch.setattr(probe, "measure", spy)
+    try:
+        probe.probe(sweep, load("digits", train_limit=300), 1)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert policies == ["mixed_bfloat16"] * 2
 
 
 def test_one_network_is_too_few() -> None:

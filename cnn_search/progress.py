@@ -66,30 +66,31 @@ class Reporter:
             trial = record.trial_of(event)
             if trial.number in self._tasks:
                 self._bars.remove_task(self._tasks.pop(trial.number))
-            self.say(f"{self._name(trial)}: {_ending(record, trial, event)}")
+            self.say(f"{self._name(record, trial)}: {_ending(record, trial, event)}")
         elif kind == "stop":
             after = "epoch" if event["reason"] in ("minutes", "epochs", "quota") else "batch"
-            name = self._name(record.trial_of(event))
+            name = self._name(record, record.trial_of(event))
             self.say(f"{name}: {event['reason']}, ends after the running {after} ...")
 
-    def _name(self, trial: Trial) -> str:
+    def _name(self, record: Record, trial: Trial) -> str:
         if trial.source == "final":
             # an ablation's are beyond the plan
             of = f" ({trial.number + 1} of {self.trials})" if trial.number < self.trials else ""
             return f"final {trial.number}{of}: {trial.finalist}"
-        number = f"trial {trial.number} ({trial.number + 1} of {self.trials})"
+        earlier = [other for number, other in record.trials.items() if number < trial.number]
+        place = 1 + sum(other.status != "refused" for other in earlier)  # as `trials` counts
+        number = f"trial {trial.number} ({place} of {self.trials})"
         kinds = {"baseline": trial.baseline, "recipe": trial.recipe}
         return number + "".join(f" ({kind} {name})" for kind, name in kinds.items() if name)
 
     def _on_start(self, record: Record, trial: Trial) -> None:
         again = f", attempt {trial.attempt}" if trial.attempt > 1 else ""
         what = f"seed {trial.seed}" if trial.source == "final" else changes(record, trial, limit=8)
-        self.say(f"{self._name(trial)}{again}: {what}")
+        name = self._name(record, trial)
+        self.say(f"{name}{again}: {what}")
         if self.console.is_terminal:
             self._bars.start()
-            self._tasks[trial.number] = self._bars.add_task(
-                self._name(trial), total=trial.epochs, news=""
-            )
+            self._tasks[trial.number] = self._bars.add_task(name, total=trial.epochs, news="")
 
     def _on_epoch(self, record: Record, trial: Trial, event: Event) -> None:
         objective = record.definition["objective"]
@@ -101,7 +102,7 @@ class Reporter:
             self._bars.update(self._tasks[trial.number], completed=event["epoch"], news=news)
         elif time.monotonic() - self._said >= PLAIN_SECONDS:
             self._said = time.monotonic()
-            self.say(f"{self._name(trial)}: epoch {event['epoch']}/{trial.epochs}  {news}")
+            self.say(f"{self._name(record, trial)}: epoch {event['epoch']}/{trial.epochs}  {news}")
 
 
 def planned(record: Record) -> list[Trial]:

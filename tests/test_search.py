@@ -1,6 +1,7 @@
 """The loop: one sweep in this process, its budgets, its order, and its end."""
 
 import errno
+import io
 import os
 import threading
 import time
@@ -9,12 +10,14 @@ import unittest.mock
 import mlflow
 import pytest
 from driver import NoTraining
+from rich.console import Console
 
 from cnn_search import datasets, definition, search
 from cnn_search.errors import DefinitionError, LedgerError
 from cnn_search.ledger import read_events, read_record
 from cnn_search.network import BlockConfig, NetworkConfig
 from cnn_search.optimisation import TrainingConfig
+from cnn_search.progress import Reporter
 from cnn_search.speed import Measured
 from cnn_search.training import Configuration
 from search_spaces.images import Space
@@ -468,10 +471,13 @@ def test_the_same_command_does_not_try_ones_own_configuration_twice(tmp_path, di
 
 def test_networks_that_break_the_constraints_are_refused_and_do_not_count(tmp_path, digits):
     changes = {"constraints": {"parameters": "<= 2_000"}, "oracle.kind": "tpe", "trials": 4}
-    outcome = run(tmp_path, digits, changes)
+    screen = io.StringIO()
+    outcome = run(tmp_path, digits, changes, on_event=Reporter(Console(file=screen), 4, 4))
     trials = outcome.record.trials.values()
     refused = [trial for trial in trials if trial.status == "refused"]
     assert refused
+    assert "(4 of 4)" in screen.getvalue()
+    assert "(5 of 4)" not in screen.getvalue()
     assert all(not trial.curve for trial in refused)
     assert all("parameters, allowed: <= 2_000" in t.failure["message"] for t in refused)
     assert sum(trial.status == "finished" for trial in trials) == 4

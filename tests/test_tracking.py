@@ -41,7 +41,7 @@ def tiny_sweep(factory: pytest.TempPathFactory) -> Path:
             forget_the_user(patch)
             outcome = search.run(
                 definition.read(
-                    "digits", {"trials": 3, "training.epochs": 2, "keep_models": 2, "seed": 3}
+                    "digits", {"trials": 3, "training.epochs": 2, "keep_models": 2, "seed": 5}
                 ),
                 datasets.load("digits", train_limit=300),
                 mlruns,

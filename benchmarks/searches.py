@@ -529,6 +529,5 @@ SEARCHES: dict[str, Search] = {
     "ours tpe, asha from 1": ours("tpe", "asha", **{"pruner.first_epoch": 1}),
     "ours tpe, asha from a quarter": ours("tpe", "asha", **{"pruner.first_epoch": 7}),
 }
-FEWER = {  # seeds: slow to ask, or to start
-    **dict.fromkeys(("KerasTuner bayesian", "Syne Tune ASHA, CQR", "Ray Tune ASHA"), 10),
-}
+SLOW = ("KerasTuner bayesian", "Syne Tune ASHA, CQR", "Ray Tune ASHA")  # to ask, or to start
+FEWER = dict.fromkeys(SLOW, 10)  # seeds

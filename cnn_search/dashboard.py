@@ -66,8 +66,7 @@ class Dashboard:
         if final:
             trials = len(record.plans[-1]["finalists"]) * record.plans[-1]["seeds"]
             epochs = trials * record.plans[-1]["epochs"]
-        counted = [trial for trial in record.trials.values() if trial.status != "refused"]
-        done = len(planned(record) if final else counted)
+        done = len(planned(record) if final else record.counted())
         of = f" of {trials}" if done <= trials else ""  # it may have been extended since
         left = time_left(record, epochs, definition.minutes)
         ago = duration(max(0.0, time.time() - record.last_time))

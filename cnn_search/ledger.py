@@ -283,6 +283,10 @@ class Record:
         scores = [(sign * trial.result["score"], trial.costs) for trial in ranking]
         return ranking[choose(scores, self.definition)] if ranking else None
 
+    def counted(self) -> list[Trial]:
+        """Return the trials that the definition's `trials` counts: all but those refused."""
+        return [trial for trial in self.trials.values() if trial.status != "refused"]
+
     def ranking(self) -> list[Trial]:
         """Return the finished trials of full fidelity, best first, each configuration once.
 

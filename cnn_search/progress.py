@@ -77,8 +77,7 @@ class Reporter:
             # an ablation's are beyond the plan
             of = f" ({trial.number + 1} of {self.trials})" if trial.number < self.trials else ""
             return f"final {trial.number}{of}: {trial.finalist}"
-        earlier = [other for number, other in record.trials.items() if number < trial.number]
-        place = 1 + sum(other.status != "refused" for other in earlier)  # as `trials` counts
+        place = 1 + sum(other.number < trial.number for other in record.counted())
         number = f"trial {trial.number} ({place} of {self.trials})"
         kinds = {"baseline": trial.baseline, "recipe": trial.recipe}
         return number + "".join(f" ({kind} {name})" for kind, name in kinds.items() if name)

@@ -259,7 +259,7 @@ class _Search(Driver):
         number = len(trials)
         if self.tries and number >= 1:
             return self._ask(number, "try", Ask(self.tries.pop(0)))
-        taken = sum(trial.status != "refused" for trial in trials.values())
+        taken = len(self.record.counted())
         if self.definition.oracle.kind != "hyperband" and taken >= self.definition.trials:
             self.no_more = "finished"
             return None

@@ -126,8 +126,8 @@ def test_a_photo_on_its_side_is_turned_upright(mlruns: Path, digits: Any, tmp_pa
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned to the right by a quarter
     lying = photo(np.rot90(large), tmp_path / "lying.png", exif=exif)
-    first, second = told(mlruns, "digits", upright, lying)
-    assert first == pytest.approx(second, abs=1e-6)
+    # one by one: the place in a batch may tell in the last bit
+    assert told(mlruns, "digits", upright) == told(mlruns, "digits", lying)
 
 
 def test_a_photo_from_standard_input(mlruns: Path, digits: Any, tmp_path: Path) -> None:

@@ -503,6 +503,7 @@ def smac(facade: str) -> Search:
 
 
 KT = keras_tuner.oracles
+RAYS = {"pruner.first_epoch": 1, "pruner.factor": 4}
 SEARCHES: dict[str, Search] = {
     "KerasTuner random": kerastuner(KT.RandomSearchOracle, max_trials=10**5),
     "KerasTuner bayesian": kerastuner(KT.BayesianOptimizationOracle, max_trials=10**5),
@@ -522,12 +523,19 @@ SEARCHES: dict[str, Search] = {
     "our TPEOracle in KerasTuner": kerastuner(samplers.TPEOracle, max_trials=10**5),
     "ours random": ours("random"),
     "ours random, asha": ours("random", "asha"),
+    "ours random, asha as Ray's": ours("random", "asha", **RAYS),
     "ours hyperband": ours("hyperband", **{"oracle.iterations": 100}),
     "ours tpe": ours("tpe"),
     "ours tpe, median": ours("tpe", "median"),
     "ours tpe, asha": ours("tpe", "asha"),
     "ours tpe, asha from 1": ours("tpe", "asha", **{"pruner.first_epoch": 1}),
+    "ours tpe, asha as Ray's": ours("tpe", "asha", **RAYS),
     "ours tpe, asha from a quarter": ours("tpe", "asha", **{"pruner.first_epoch": 7}),
 }
-SLOW = ("KerasTuner bayesian", "Syne Tune ASHA, CQR", "Ray Tune ASHA")  # to ask, or to start
+SLOW = (
+    "KerasTuner bayesian",
+    "Syne Tune ASHA, CQR",
+    "Ray Tune ASHA",
+    "ours tpe, asha as Ray's",
+)  # to ask, or to start
 FEWER = dict.fromkeys(SLOW, 10)  # seeds

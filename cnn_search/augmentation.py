@@ -7,7 +7,9 @@ once: an image is interpolated once, as Keras's old ImageDataGenerator did, whic
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +17,8 @@ import keras
 import numpy as np
 import numpy.typing as npt
 from keras import ops
+
+from cnn_search import backend
 
 Fill = Literal["nearest", "reflect", "constant"]
 
@@ -110,36 +114,45 @@ def augment(
     images: npt.NDArray[np.uint8],
     draws: Draws,
     rows: npt.NDArray[np.int64],
-) -> npt.NDArray[np.uint8]:
-    """Return uint8 `images` `(b, height, width, channels)`, changed as drawn for their `rows`."""
+) -> Any:
+    """Return uint8 `images` `(b, height, width, channels)`, changed as drawn for their `rows`.
+
+    As NumPy's arrays, or the backend's, where it compiles what happens to them.
+    """
     if draws.transforms is not None:
-        images = _transform(images, draws.transforms[rows], config.fill)
+        images = _moving(config.fill)(images, draws.transforms[rows])
     if draws.holes is not None:
-        images = _cut(images, draws.holes[rows], config.cutout)
+        images = _cutting(config.cutout)(images, draws.holes[rows])
     return images
 
 
-def _transform(
-    images: npt.NDArray[np.uint8], transforms: npt.NDArray[np.float32], fill: Fill
-) -> npt.NDArray[np.uint8]:
-    moved: Any = ops.image.affine_transform(
-        images.astype(np.float32), transforms, interpolation="bilinear", fill_mode=fill
-    )
-    rounded: npt.NDArray[np.uint8] = np.rint(ops.convert_to_numpy(moved)).astype(np.uint8)
-    return rounded
+@functools.cache
+def _moving(fill: Fill) -> Callable[..., Any]:
+    """Return what moves images by their transforms."""
+
+    def move(images: Any, transforms: Any) -> Any:
+        moved = ops.image.affine_transform(
+            ops.cast(images, "float32"), transforms, interpolation="bilinear", fill_mode=fill
+        )
+        return ops.cast(ops.round(moved), "uint8")
+
+    return backend.compiled(move)
 
 
-def _cut(
-    images: npt.NDArray[np.uint8], holes: npt.NDArray[np.int64], side: int
-) -> npt.NDArray[np.uint8]:
-    # offset of each pixel from the square's first row and column; a square may hang over the edge
-    rows = np.arange(images.shape[1]) - holes[:, :1] + side // 2
-    columns = np.arange(images.shape[2]) - holes[:, 1:] + side // 2
-    inside_rows, inside_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
-    hole = inside_rows[:, :, None, None] & inside_columns[:, None, :, None]
-    colour = np.rint(images.mean(axis=(1, 2), keepdims=True)).astype(np.uint8)
-    cut: npt.NDArray[np.uint8] = np.where(hole, colour, images)
-    return cut
+@functools.cache
+def _cutting(side: int) -> Callable[..., Any]:
+    """Return what paints a square of `side` pixels around the place given for each image."""
+
+    def cut(images: Any, holes: Any) -> Any:
+        # offset of each pixel from the square's first row and column; it may hang over the edge
+        rows = np.arange(images.shape[1]) - holes[:, :1] + side // 2
+        columns = np.arange(images.shape[2]) - holes[:, 1:] + side // 2
+        inside_rows, inside_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
+        hole = inside_rows[:, :, None, None] & inside_columns[:, None, :, None]
+        colour = ops.mean(ops.cast(images, "float32"), axis=(1, 2), keepdims=True)
+        return ops.where(hole, ops.cast(ops.round(colour), "uint8"), images)
+
+    return backend.compiled(cut)
 
 
 class Batches(keras.utils.PyDataset):
@@ -161,6 +174,7 @@ class Batches(keras.utils.PyDataset):
     ) -> None:
         super().__init__()
         self.images, self.targets, self.weights = images, targets, weights
+        self.pick = backend.picker(images)
         self.config, self.batch_size, self.seed = config, batch_size, seed
         self.start(0)
 
@@ -184,5 +198,5 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple[npt.NDArray[Any], ...]:
         order, draws = self.plan
         rows = order[index * self.batch_size : (index + 1) * self.batch_size]
-        batch = augment(self.config, self.images[rows], draws, rows), self.targets[rows]
+        batch = augment(self.config, self.pick(rows), draws, rows), self.targets[rows]
         return batch if self.weights is None else (*batch, self.weights[rows])

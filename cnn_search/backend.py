@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
+import operator
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 # where each backend reads how many threads it has
 THREADS = {
@@ -42,6 +47,8 @@ def prepare(threads: int) -> None:
         return
     for name in _threads_of(os.environ.get("KERAS_BACKEND", "tensorflow")):
         os.environ[name] = str(threads)
+    for name, value in SHARED_GPU.items():
+        os.environ.setdefault(name, value)
     os.environ["TF_DETERMINISTIC_OPS"] = "1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -94,6 +101,46 @@ def silent_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of arrays as the backend runs it fastest, to be called again and again.
+
+    With JAX it is compiled, and what it returns stays on the device; else that is NumPy's.
+    """
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(function)  # type: ignore[no-any-return]
+    return lambda *arrays: keras.ops.convert_to_numpy(function(*arrays))
+
+
+def picker(array: npt.NDArray[Any]) -> Callable[[npt.NDArray[np.int64]], Any]:
+    """Return what gives some rows of an array.
+
+    From the memory of JAX's GPU, if the array takes at most a quarter of it: what it gives is there
+    too. Else from the array itself, as NumPy does.
+    """
+    if array.nbytes > gpu_bytes() / 4:
+        return array.__getitem__
+    import jax
+
+    held = jax.device_put(array)
+    return lambda rows: compiled(operator.getitem)(held, rows)
+
+
+def gpu_bytes() -> int:
+    """Return how much memory JAX may take of its GPU, 0 without one or with another backend."""
+    import keras
+
+    if keras.backend.backend() != "jax":
+        return 0
+    import jax
+
+    return (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0)  # type: ignore[no-any-return]
 
 
 def gradients(model: Any, images: Any, index: int) -> Any:

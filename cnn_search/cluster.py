@@ -183,8 +183,8 @@ class DaskEngine(Engine):
         }
         if table.gpus:
             for n, device in enumerate(assign_devices(devices(), table.gpus, count)):
-                environment = {"CUDA_VISIBLE_DEVICES": device, **backend.SHARED_GPU}
-                own = {"resources": {"GPU": table.gpus}, "env": environment}
+                seen = {"CUDA_VISIBLE_DEVICES": device}
+                own = {"resources": {"GPU": table.gpus}, "env": seen}
                 spec[n] = {"cls": distributed.Nanny, "options": {**options, **own}}
         scheduler = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
         self._cluster = distributed.SpecCluster(  # type: ignore[no-untyped-call]

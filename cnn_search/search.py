@@ -156,8 +156,11 @@ class _Search(Driver):
         self.baselines = list(baseline_values(space, definition.baselines).items())
         if definition.final:  # what is wrong there should not come out after the search
             baseline_values(space, definition.final.baselines)
-        recommended = space.recipe_values() if definition.recipes else {}
-        self.recipes = {n: v for n, v in recommended.items() if not outside(left, v)}
+        self.recipes = dict(space.recipe_values()) if definition.recipes else {}
+        for name in list(self.recipes):
+            if wrong := outside(left, self.recipes[name]):
+                del self.recipes[name]
+                say(f"recipe {name}: left out, as the space is without its {', '.join(wrong)}")
         self.tries = [complete(whole, self.baselines[0][1], values) for values in tries]
         besides = [*dict(self.baselines).values(), *self.recipes.values(), *self.tries]
         space.fetch(left, besides)

@@ -402,6 +402,12 @@ class _Follower(keras.callbacks.Callback):
         self.saved_at = self.epoch_start = time.monotonic()
         self.average: Any = None
 
+    @property
+    def async_safe(self) -> bool:
+        """Whether Keras may tell the end of a batch from a thread, while the next one runs."""
+        # JAX goes on without waiting for the loss; with the others there is nothing to gain
+        return bool(keras.backend.backend() == "jax")
+
     def callbacks(self, model: Any) -> list[Any]:
         """Return itself, after Keras's own averaging of weights if the optimiser averages."""
         if not model.optimizer.use_ema:

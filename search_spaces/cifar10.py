@@ -109,7 +109,10 @@ def large() -> Configuration:
     blocks = [replace(block, convolutions=3, residual=True) for block in plain]
     network = replace(wide.network, blocks=tuple(blocks))
     return replace(
-        wide, network=network, augmentation=replace(wide.augmentation, crop=4, cutout=12)
+        wide,
+        network=network,
+        augmentation=replace(wide.augmentation, crop=4, cutout=12),
+        training=replace(wide.training, learning_rate=0.3),
     )
 
 

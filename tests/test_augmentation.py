@@ -211,6 +211,19 @@ def test_a_batch_gets_the_draws_of_its_rows(images: Array) -> None:
     np.testing.assert_array_equal(augment(EVERYTHING, images[rows], draws, rows), whole[rows])
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX's alone keep images on the GPU")
+def test_images_on_the_gpu_give_the_same_batches(images: Array, monkeypatch: Any) -> None:
+    def batches() -> Batches:
+        return Batches(images, ALL, EVERYTHING, batch_size=16, seed=1)
+
+    here = batches()
+    monkeypatch.setattr("cnn_search.backend.gpu_bytes", lambda: 4 * images.nbytes)
+    there = batches()
+    assert type(there.pick(ALL)) is not np.ndarray
+    for i in range(len(here)):
+        np.testing.assert_array_equal(np.asarray(there[i][0]), np.asarray(here[i][0]))
+
+
 def test_the_given_images_stay_as_they_were(images: Array) -> None:
     before = images.copy()
     augmented(EVERYTHING, images)

@@ -199,8 +199,10 @@ def test_a_recipe_is_not_pruned(tmp_path, digits, recommended):
 
 def test_a_recipe_that_the_space_is_narrowed_away_from_is_left_out(tmp_path, digits, recommended):
     narrowed = {"trials": 3, "space": TINY | {"filters_1": 16}}
-    outcome = run(tmp_path, digits, narrowed)
+    lines = []
+    outcome = run(tmp_path, digits, narrowed, say=lines.append)
     assert [a["recipe"] for a in asks(outcome)] == ["", "large", ""]
+    assert "recipe small: left out, as the space is without its filters_1" in lines
     without = run(tmp_path / "without", digits, {"trials": 2, "recipes": False})
     assert [a["source"] for a in asks(without)] == ["baseline", "oracle"]
 

@@ -234,9 +234,8 @@ def _row(record: Record, trial: Trial) -> dict[str, Any]:
 
 
 def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
-    """Print the best five beside the baseline."""
+    """Print the best five beside the baseline, if any finished."""
     if not summary["best"]:
-        console.print("No trial finished, so there is nothing to compare.")
         return
     baseline = summary["baseline"]
     objective = summary["objective"]
@@ -271,9 +270,10 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
 
 def show_answer(console: Console, answer: Mapping[str, Any]) -> None:
     """Print the answer: in a sentence and, where the test part was scored, as a table."""
-    console.print(f"\n{answer['sentence']}\n", highlight=False)
+    console.print(f"\n{answer['sentence']}", highlight=False)
     if answer["state"] != "scored":
         return
+    console.print()
     table = Table(
         title="Trained anew, scored on the test part (accuracy in %, the winner's gain in points)",
         title_justify="left",

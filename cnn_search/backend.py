@@ -121,10 +121,10 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def picker(array: npt.NDArray[Any]) -> Callable[[npt.NDArray[np.int64]], Any]:
     """Return what gives some rows of an array.
 
-    From the memory of JAX's GPU, if the array takes at most a quarter of it: what it gives is there
-    too. Else from the array itself, as NumPy does.
+    From the memory of JAX's GPU, if the array takes less than a quarter of it: what it gives is
+    there too. Else from the array itself, as NumPy does.
     """
-    if array.nbytes > gpu_bytes() / 4:
+    if array.nbytes >= gpu_bytes() / 4:
         return array.__getitem__
     import jax
 

@@ -149,8 +149,9 @@ def _cutting(side: int) -> Callable[..., Any]:
         columns = np.arange(images.shape[2]) - holes[:, 1:] + side // 2
         inside_rows, inside_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
         hole = inside_rows[:, :, None, None] & inside_columns[:, None, :, None]
-        colour = ops.mean(ops.cast(images, "float32"), axis=(1, 2), keepdims=True)
-        return ops.where(hole, ops.cast(ops.round(colour), "uint8"), images)
+        xp = images.__array_namespace__()  # JAX's or NumPy's
+        colour = xp.round(xp.mean(images, axis=(1, 2), keepdims=True)).astype(images.dtype)
+        return xp.where(hole, colour, images)
 
     return backend.compiled(cut)
 

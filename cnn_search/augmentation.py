@@ -7,9 +7,7 @@ once: an image is interpolated once, as Keras's old ImageDataGenerator did, whic
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -120,40 +118,29 @@ def augment(
     As NumPy's arrays, or the backend's, where it compiles what happens to them.
     """
     if draws.transforms is not None:
-        images = _moving(config.fill)(images, draws.transforms[rows])
+        move = backend.compiled(_move, "fill")
+        images = move(images, draws.transforms[rows], fill=config.fill)
     if draws.holes is not None:
-        images = _cutting(config.cutout)(images, draws.holes[rows])
+        images = backend.compiled(_cut, "side")(images, draws.holes[rows], side=config.cutout)
     return images
 
 
-@functools.cache
-def _moving(fill: Fill) -> Callable[..., Any]:
-    """Return what moves images by their transforms."""
-
-    def move(images: Any, transforms: Any) -> Any:
-        moved = ops.image.affine_transform(
-            ops.cast(images, "float32"), transforms, interpolation="bilinear", fill_mode=fill
-        )
-        return ops.cast(ops.round(moved), "uint8")
-
-    return backend.compiled(move)
+def _move(images: Any, transforms: Any, fill: Fill) -> Any:
+    moved = ops.image.affine_transform(
+        ops.cast(images, "float32"), transforms, interpolation="bilinear", fill_mode=fill
+    )
+    return ops.cast(ops.round(moved), "uint8")
 
 
-@functools.cache
-def _cutting(side: int) -> Callable[..., Any]:
-    """Return what paints a square of `side` pixels around the place given for each image."""
-
-    def cut(images: Any, holes: Any) -> Any:
-        # offset of each pixel from the square's first row and column; it may hang over the edge
-        rows = np.arange(images.shape[1]) - holes[:, :1] + side // 2
-        columns = np.arange(images.shape[2]) - holes[:, 1:] + side // 2
-        inside_rows, inside_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
-        hole = inside_rows[:, :, None, None] & inside_columns[:, None, :, None]
-        xp = images.__array_namespace__()  # JAX's or NumPy's
-        colour = xp.round(xp.mean(images, axis=(1, 2), keepdims=True)).astype(images.dtype)
-        return xp.where(hole, colour, images)
-
-    return backend.compiled(cut)
+def _cut(images: Any, holes: Any, side: int) -> Any:
+    # offset of each pixel from the square's first row and column; a square may hang over the edge
+    rows = np.arange(images.shape[1]) - holes[:, :1] + side // 2
+    columns = np.arange(images.shape[2]) - holes[:, 1:] + side // 2
+    inside_rows, inside_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
+    hole = inside_rows[:, :, None, None] & inside_columns[:, None, :, None]
+    xp = images.__array_namespace__()  # JAX's or NumPy's
+    colour = xp.round(xp.mean(images, axis=(1, 2), keepdims=True)).astype(images.dtype)
+    return xp.where(hole, colour, images)
 
 
 class Batches(keras.utils.PyDataset):
@@ -196,7 +183,7 @@ class Batches(keras.utils.PyDataset):
     def __len__(self) -> int:
         return math.ceil(len(self.images) / self.batch_size)
 
-    def __getitem__(self, index: int) -> tuple[npt.NDArray[Any], ...]:
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         order, draws = self.plan
         rows = order[index * self.batch_size : (index + 1) * self.batch_size]
         batch = augment(self.config, self.pick(rows), draws, rows), self.targets[rows]

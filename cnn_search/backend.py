@@ -104,18 +104,19 @@ def silent_stderr() -> Iterator[None]:
 
 
 @functools.cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], *static: str) -> Callable[..., Any]:
     """Return a function of arrays as the backend runs it fastest, to be called again and again.
 
-    With JAX it is compiled, and what it returns stays on the device; else that is NumPy's.
+    With JAX it is compiled, anew for each value of its arguments `static`, and what it returns
+    stays on the device; else that is NumPy's.
     """
     import keras
 
     if keras.backend.backend() == "jax":
         import jax
 
-        return jax.jit(function)  # type: ignore[no-any-return]
-    return lambda *arrays: keras.ops.convert_to_numpy(function(*arrays))
+        return jax.jit(function, static_argnames=static)  # type: ignore[no-any-return]
+    return lambda *arrays, **others: keras.ops.convert_to_numpy(function(*arrays, **others))
 
 
 def picker(array: npt.NDArray[Any]) -> Callable[[npt.NDArray[np.int64]], Any]:

@@ -412,7 +412,7 @@ def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
         content["search_space"] = content["data"] if own_space else "images"
     _expand_objectives(content, file)
     chosen = _choose(content)
-    definition = _validate(content, file)
+    definition = _validate(content, file, changes)
     definition._chosen = chosen
     return definition
 
@@ -473,13 +473,16 @@ def with_engine(definition: Definition, changes: Mapping[str, Any]) -> EngineTab
     return _validate({**content, "engine": content["engine"] | dict(changes)}, "options").engine
 
 
-def _validate(content: Mapping[str, Any], file: Any) -> Definition:
+def _validate(
+    content: Mapping[str, Any], file: Any, changes: Mapping[str, Any] | None = None
+) -> Definition:
     try:
         # JSON mode reads a TOML array as a tuple where one is wanted, and stays strict otherwise
         # (a TOML date is in no field: as a text, it is refused as any other)
         return Definition.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
-        raise DefinitionError("\n".join(_problem(file, p) for p in error.errors())) from None
+        problems = [_problem(file, problem, changes or {}) for problem in error.errors()]
+        raise DefinitionError("\n".join(problems)) from None
 
 
 def _find(name: str) -> tuple[Any, dict[str, Any], str]:
@@ -504,11 +507,13 @@ def _find(name: str) -> tuple[Any, dict[str, Any], str]:
     )
 
 
-def _problem(file: Any, problem: Any) -> str:
-    """Return one line: file, table, key, expected, received, what to do."""
+def _problem(file: Any, problem: Any, changes: Mapping[str, Any]) -> str:
+    """Return one line: file or options, table, key, expected, received, what to do."""
     where = [
         str(part) for part in problem["loc"] if not str(part).startswith(("list[", "function"))
     ]
+    if ".".join(where) in changes:
+        file = "options"
     table = f"[{where[0]}] " if len(where) > 1 and where[0] in (*TABLES, "space") else ""
     key = ".".join(where[1:] if table else where)
     received = json.dumps(problem["input"])

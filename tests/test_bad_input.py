@@ -164,6 +164,8 @@ def test_all_problems_of_a_space_are_told_at_once(refuse: Callable[..., str]) ->
             ["--oracle", "grid", "--set", 'oracle.over=["kernal"]'],
             "[oracle] over: kernal: no such hyperparameter",
         ),
+        (["--oracle", "tpee"], "options: [oracle] kind: expected 'random', "),
+        (["--set", "oracle.knd=3"], "options: [oracle] knd: no such key; did you mean kind?"),
     ],
 )
 def test_what_no_space_or_baseline_has_is_refused(

@@ -74,6 +74,24 @@ def load() -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
+def clear() -> None:
+    """Forget all networks there were, and free what they took.
+
+    TensorFlow keeps the gradient of each `custom_gradient` by a name of its own, for good, and with
+    it the training step it is in (tensorflow/tensorflow#97697; Keras sums gradients in one): tens
+    of megabytes a network, and a collection of garbage that takes longer with each.
+    """
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        from tensorflow.python.framework import ops
+
+        kept = ops.gradient_registry._registry
+        for name in [name for name in kept if name.startswith("CustomGradient-")]:
+            del kept[name]
+    keras.utils.clear_session()  # collects the garbage too
+
+
 def describe() -> dict[str, Any]:
     """Return the name of the Keras backend and its threads, for the record of an attempt."""
     import keras

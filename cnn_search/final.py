@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from cnn_search import backend
 from cnn_search.datasets import Dataset, Part
 from cnn_search.definition import Definition, EngineTable, FinalTable
 from cnn_search.driver import OnEvent, Outcome, Say
@@ -260,7 +261,7 @@ class _Final(Retrainer):
             )
             if weights == kept:
                 save_shown(folder / "test_predictions.npz", self.dataset.test, probabilities)
-            keras.utils.clear_session()
+            backend.clear()
 
 
 def _finalist(

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import layers
 
+from cnn_search import backend
 from cnn_search.errors import DefinitionError
 
 DEFAULTS = "defaults"  # the baseline: what the code builds if nothing is chosen
@@ -113,7 +114,7 @@ class Adopted:
     def _asked(self, values: Mapping[str, Any]) -> Any:
         """Return what the code asks for, where these are the answers."""
         hp = self.hyperparameters(values)
-        keras.utils.clear_session()  # of the model before
+        backend.clear()  # of the model before
         try:
             model = self.build(hp)
         except DefinitionError:

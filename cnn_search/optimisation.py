@@ -124,12 +124,15 @@ def compile_model(
     if config.weight_decay:
         optimiser.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     names = [name.removeprefix("val_") for name in metrics]
+    # a metric, not the text "accuracy", of which Keras would make one in the first training step
+    if config.label_smoothing:  # one-hot, as `targets_of` gives them
+        loss, accuracy = "categorical_crossentropy", keras.metrics.CategoricalAccuracy
+    else:
+        loss, accuracy = "sparse_categorical_crossentropy", keras.metrics.SparseCategoricalAccuracy
     model.compile(
         optimizer=optimiser,
-        loss="categorical_crossentropy"
-        if config.label_smoothing
-        else "sparse_categorical_crossentropy",
-        metrics=["accuracy"]
+        loss=loss,
+        metrics=[accuracy("accuracy")]
         + [ConfusionMetric(n, classes) for n in names if n in ("balanced_accuracy", "macro_f1")],  # type: ignore[arg-type]
     )
 

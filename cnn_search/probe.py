@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from cnn_search import backend
 from cnn_search.datasets import Dataset
 from cnn_search.definition import Definition, OracleTable
 from cnn_search.limits import costs_of
@@ -55,7 +56,7 @@ def _draw(definition: Definition, space: Any) -> list[dict[str, Any]]:
         if (ask := oracle.ask(number)) is not None:
             model = space.build(space.hyperparameters(ask.values))
             drawn.append((count_flops(model), number, ask.values))
-            keras.utils.clear_session()
+            backend.clear()
     return [values for _, _, values in sorted(drawn, key=lambda row: row[:2])]
 
 

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from cnn_search import backend
 from cnn_search.datasets import Dataset, Part
 from cnn_search.network import count_flops
 from cnn_search.optimisation import VALIDATION_BATCH
@@ -109,7 +110,7 @@ def _weights(
 
 def measure(name: str, space: Any, values: Mapping[str, Any], dataset: Dataset) -> Measured:
     """Measure a configuration: the median of a few training steps, and a part of validation."""
-    keras.utils.clear_session()
+    backend.clear()
     began = time.perf_counter()
     hp = space.hyperparameters(values)
     model = space.build(hp)

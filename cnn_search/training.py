@@ -300,7 +300,7 @@ def _train(
     emit: Callable[..., None],
     stop: Callable[[], Stop],
 ) -> None:
-    keras.utils.clear_session()
+    backend.clear()
     keras.utils.set_random_seed(task.seed)
     keras.config.set_dtype_policy(setup.precision)
     space = make_space(setup, dataset, task.seed)

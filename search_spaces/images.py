@@ -355,6 +355,8 @@ class Space(keras_tuner.HyperModel):
         if not options.get("initial_epoch"):
             whiten(model, x)
         options.setdefault("epochs", self.protocol.epochs)
+        # TensorFlow traces the first step twice if variables are made in it
+        model.optimizer.build(model.trainable_variables)
         start = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: batches.start(epoch))
         # Keras would shuffle the batches too, by a random state that a resumed trial has not
         return model.fit(batches, callbacks=[start, *callbacks], shuffle=False, **options)

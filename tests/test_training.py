@@ -9,6 +9,7 @@ import json
 import math
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,6 +208,26 @@ def test_the_same_seed_gives_the_same_curve_to_the_last_digit(
     again = attempt(digits, tmp_path, dict(straight.task.values))
     assert again.epochs == straight.epochs
     same_outcome(again, straight)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's alone")
+@pytest.mark.parametrize("values", [PLAIN, RICH], ids=["plain", "rich"])
+def test_a_training_step_is_traced_once_and_freed_before_the_next_trial(
+    values: dict[str, Any], digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tensorflow as tf
+
+    step, graphs = keras.Model.train_step, []
+
+    def traced(model: Any, data: Any) -> Any:
+        graphs.append(weakref.ref(tf.compat.v1.get_default_graph()))
+        return step(model, data)
+
+    monkeypatch.setattr(keras.Model, "train_step", traced)
+    assert attempt(digits, tmp_path, values).done
+    assert len(graphs) == 1
+    backend.clear()
+    assert graphs[0]() is None
 
 
 def test_another_seed_gives_another_curve(plain: Attempt, digits: Dataset, tmp_path: Path) -> None:

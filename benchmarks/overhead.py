@@ -1,6 +1,7 @@
 """What tracking and searching cost beside the training, for us and for the peers.
 
-python benchmarks/overhead.py [--quick] [--only SIZE ...] [--rounds N] [--json FILE]
+python benchmarks/overhead.py [--quick] [--only SIZE ...] [--ways WAY ...] [--rounds N]
+    [--json FILE]
 
 Every way trains the same network on the same images with the same learning rates, each in a process
 of its own, one after the other. A trial's time runs from its beginning to that of the next one, the
@@ -236,6 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny, to see that it runs")
     parser.add_argument("--only", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--ways", nargs="+", choices=KEEPS, default=list(KEEPS))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     parser.add_argument("--peer", nargs=4, help=argparse.SUPPRESS)
@@ -248,9 +250,10 @@ def main() -> None:
         SIZES.update({name: (2, 1) for name in SIZES})
     everything: dict[str, Any] = {}
     for size in options.only:
-        found: dict[str, list[dict[str, list[float]]]] = {way: [] for way in KEEPS}
+        ways = dict.fromkeys(["bare fit", *options.ways])  # what the others are compared with
+        found: dict[str, list[dict[str, list[float]]]] = {way: [] for way in ways}
         for _ in range(options.rounds):  # in turns, as a machine has slow hours
-            for way in KEEPS:
+            for way in ways:
                 found[way].append(measure(way, *SIZES[size]))
         show(size, found)
         everything[size] = found

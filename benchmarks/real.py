@@ -1,10 +1,12 @@
 """A search for real: this package's defaults against KerasTuner's random search, the same seconds.
 
-python benchmarks/real.py NAME [--minutes M] [--seeds N] [--data-dir DIR] [--json FILE]
+python benchmarks/real.py NAME [--minutes M] [--seeds N] [--data-dir DIR] [--set KEY=VALUE ...]
+    [--json FILE]
 
 Each side is a process of its own, on the same images, split, space and epochs a trial; the seconds
 begin when training does. Ours trains the tutorial's model too, within them. What counts is the best
-validation score of a trial that went to its end; FILE keeps it, and what is in it is not run again.
+validation score of a trial that went to its end, 0 if none did; FILE keeps it, and what is in it is
+not run again.
 """
 
 from __future__ import annotations
@@ -27,14 +29,16 @@ def ours(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]
     command += ["--minutes", str(options.minutes), "--seed", str(seed), "--trials", "100000"]
     command += ["--mlruns", str(folder), "--workers", "0"]
     command += ["--data-dir", options.data_dir] if options.data_dir else []
+    command += [f"--set={pair}" for pair in options.set]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     told = json.loads(done.stdout)
-    return {"best": told["best"][0]["score"], "trials": told["trials"], "epochs": told["epochs"]}
+    best = told["best"][0]["score"] if told["best"] else 0.0
+    return {"best": best, "trials": told["trials"], "epochs": told["epochs"]}
 
 
 def kerastuner(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
     """Search in this process."""
-    from cnn_search import backend, datasets, definition, subject
+    from cnn_search import backend, commands, datasets, definition, subject
     from cnn_search.surroundings import usable_cores
 
     backend.prepare(usable_cores())
@@ -44,8 +48,9 @@ def kerastuner(options: argparse.Namespace, seed: int, folder: Path) -> dict[str
 
     from cnn_search.training import make_space
 
-    sweep = definition.read(options.name)
-    dataset = datasets.load(sweep.data, data_dir=options.data_dir)
+    changes = dict(commands.parse_pair(pair, "--set") for pair in options.set)
+    sweep = definition.read(options.name, changes)
+    dataset = datasets.load(sweep.data, data_dir=options.data_dir, image_size=sweep.image_size)
     space = make_space(subject.setup_of(sweep, folder), dataset)
     narrowed = subject.searched(sweep, space.hyperparameters())
     epochs = {"all": 0}
@@ -90,7 +95,7 @@ def kerastuner(options: argparse.Namespace, seed: int, folder: Path) -> dict[str
     trials = tuner.oracle.trials.values()
     scores = [trial.score for trial in trials if trial.status == "COMPLETED"]
     count = {"finished": len(scores), "failed": len(trials) - len(scores)}
-    return {"best": max(scores), "trials": count, "epochs": epochs["all"]}
+    return {"best": max(scores, default=0.0), "trials": count, "epochs": epochs["all"]}
 
 
 SIDES = {"ours": ours, "KerasTuner random": kerastuner}
@@ -102,6 +107,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--data-dir")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--one", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -110,10 +116,11 @@ def main() -> None:
             found = SIDES[options.one](options, options.seeds, Path(folder))
         print("\n" + json.dumps(found))
         return
-    kept: dict[str, Any] = {"name": options.name, "minutes": options.minutes, "found": {}}
+    asked = {key: getattr(options, key) for key in ("name", "minutes", "set")}
+    kept: dict[str, Any] = asked | {"found": {}}
     if options.json and options.json.is_file():
         kept = json.loads(options.json.read_text())
-        if (kept["name"], kept["minutes"]) != (options.name, options.minutes):
+        if {key: kept[key] for key in asked} != asked:
             parser.error(f"{options.json} has another comparison; name another file")
     for seed in range(1, options.seeds + 1):
         for side in SIDES:
@@ -122,6 +129,7 @@ def main() -> None:
             command = [sys.executable, __file__, options.name, f"--minutes={options.minutes}"]
             command += [f"--seeds={seed}", f"--one={side}"]
             command += ["--data-dir", options.data_dir] if options.data_dir else []
+            command += [f"--set={pair}" for pair in options.set]
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
             kept["found"][f"{side}, {seed}"] = json.loads(done.stdout.splitlines()[-1])
             print(f"{side}, seed {seed}: {kept['found'][f'{side}, {seed}']}", flush=True)

@@ -25,16 +25,8 @@ THREADS = {
     "jax": ("NPROC",),
     "torch": ("OMP_NUM_THREADS",),
 }
-CACHE = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-SETTINGS = {  # where nothing else is set
-    # a process takes of a GPU what it needs, not all of it
-    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-    # what JAX compiles, half a minute a network, is kept: of a configuration's seeds, and when a
-    # trial goes on, all but the first find it; so do later sweeps
-    "JAX_COMPILATION_CACHE_DIR": os.path.join(CACHE, "cnn_search", "jax"),
-    "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**30),  # bytes
-}
+# a process takes of a GPU what it needs, not all of it
+SHARED_GPU = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 # glibc's M_MMAP_MAX and M_TRIM_THRESHOLD, as malloc.h has them
 KEPT_MEMORY = {-4: 0, -1: 2**31 - 1}
 
@@ -55,7 +47,7 @@ def prepare(threads: int) -> None:
         return
     for name in _threads_of(os.environ.get("KERAS_BACKEND", "tensorflow")):
         os.environ[name] = str(threads)
-    for name, value in SETTINGS.items():
+    for name, value in SHARED_GPU.items():
         os.environ.setdefault(name, value)
     os.environ["TF_DETERMINISTIC_OPS"] = "1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -85,9 +77,9 @@ def load() -> None:
 def clear() -> None:
     """Forget all networks there were, and free what they took.
 
-    TensorFlow keeps the gradient function of each `custom_gradient` by a name of its own, for good,
-    and with it the training step that it is in (tensorflow#97697; all gradients pass through one of
-    Keras's): tens of megabytes a network, through which each collection of garbage walks.
+    TensorFlow keeps the gradient of each `custom_gradient` by a name of its own, for good, and with
+    it the training step it is in (tensorflow/tensorflow#97697; Keras sums gradients in one): tens
+    of megabytes a network, and a collection of garbage that takes longer with each.
     """
     import keras
 

@@ -77,9 +77,9 @@ def load() -> None:
 def clear() -> None:
     """Forget all networks there were, and free what they took.
 
-    TensorFlow keeps the gradient of each `custom_gradient` by a name of its own, for good, and with
-    it the training step it is in (tensorflow/tensorflow#97697; Keras sums gradients in one): tens
-    of megabytes a network, and a collection of garbage that takes longer with each.
+    TensorFlow keeps the gradient function of each `custom_gradient` by a name of its own, for good,
+    and with it the training step that it is in (tensorflow#97697; all gradients pass through one of
+    Keras's): tens of megabytes a network, through which each collection of garbage walks.
     """
     import keras
 

@@ -248,9 +248,9 @@ def main() -> None:
         return
     if options.quick:
         SIZES.update({name: (2, 1) for name in SIZES})
+    ways = dict.fromkeys(["bare fit", *options.ways])  # what the others are compared with
     everything: dict[str, Any] = {}
     for size in options.only:
-        ways = dict.fromkeys(["bare fit", *options.ways])  # what the others are compared with
         found: dict[str, list[dict[str, list[float]]]] = {way: [] for way in ways}
         for _ in range(options.rounds):  # in turns, as a machine has slow hours
             for way in ways:

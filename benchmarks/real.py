@@ -24,12 +24,16 @@ from typing import Any
 from scipy import stats
 
 
+def given(options: argparse.Namespace) -> list[str]:
+    """Return the options that both sides get, as they were typed."""
+    data = ["--data-dir", options.data_dir] if options.data_dir else []
+    return [*data, *(f"--set={pair}" for pair in options.set)]
+
+
 def ours(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "cnn_search.sweep", options.name, "--no-final", "--json"]
     command += ["--minutes", str(options.minutes), "--seed", str(seed), "--trials", "100000"]
-    command += ["--mlruns", str(folder), "--workers", "0"]
-    command += ["--data-dir", options.data_dir] if options.data_dir else []
-    command += [f"--set={pair}" for pair in options.set]
+    command += ["--mlruns", str(folder), "--workers", "0", *given(options)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     told = json.loads(done.stdout)
     best = told["best"][0]["score"] if told["best"] else 0.0
@@ -50,7 +54,12 @@ def kerastuner(options: argparse.Namespace, seed: int, folder: Path) -> dict[str
 
     changes = dict(commands.parse_pair(pair, "--set") for pair in options.set)
     sweep = definition.read(options.name, changes)
-    dataset = datasets.load(sweep.data, data_dir=options.data_dir, image_size=sweep.image_size)
+    dataset = datasets.load(
+        sweep.data,
+        data_dir=options.data_dir or sweep.data_dir,
+        train_limit=sweep.train_limit,
+        image_size=sweep.image_size,
+    )
     space = make_space(subject.setup_of(sweep, folder), dataset)
     narrowed = subject.searched(sweep, space.hyperparameters())
     epochs = {"all": 0}
@@ -127,9 +136,7 @@ def main() -> None:
             if f"{side}, {seed}" in kept["found"]:
                 continue
             command = [sys.executable, __file__, options.name, f"--minutes={options.minutes}"]
-            command += [f"--seeds={seed}", f"--one={side}"]
-            command += ["--data-dir", options.data_dir] if options.data_dir else []
-            command += [f"--set={pair}" for pair in options.set]
+            command += [f"--seeds={seed}", f"--one={side}", *given(options)]
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
             kept["found"][f"{side}, {seed}"] = json.loads(done.stdout.splitlines()[-1])
             print(f"{side}, seed {seed}: {kept['found'][f'{side}, {seed}']}", flush=True)

@@ -13,8 +13,8 @@ import click
 from cnn_search.errors import CnnSearchError
 
 INTERRUPTED = 130
-# in a process of its own, a trial that crashes costs the sweep nothing but itself, and the memory
-# that TensorFlow keeps goes with it (docs/design.md)
+# in a process of its own, a trial that crashes costs the sweep nothing but itself, and memory that
+# somebody's code keeps goes with it (docs/design.md)
 WORKERS = 1
 
 KEYS = {  # of a sweep's TOML file, by the option that sets them, where their names differ

@@ -197,8 +197,8 @@ class EngineTable(_Table):
         gpus: Of a trial: 1, or a share of one.
         threads: Of a trial. None: its share of its machine's cores; a final scoring keeps those of
             the search.
-        renew_after: Trials after which a worker process is replaced by a fresh one, as TensorFlow
-            keeps about 6 MB of each.
+        renew_after: Trials after which a worker process is replaced by a fresh one, in case that
+            somebody's code keeps memory.
         max_attempts: How often a trial is begun whose worker died or was lost.
         max_minutes: A trial that takes longer has failed.
         max_megabytes: A worker process of ours that needs more memory is killed.

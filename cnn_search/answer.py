@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -121,6 +122,12 @@ def _is_decided(difference: Mapping[str, Any]) -> bool:
     return low is not None and (low > 0 or high < 0)
 
 
+def _over_seeds(objective: str, values: Sequence[float]) -> dict[str, Any]:
+    """Return the mean and interval of an objective, which is a loss or lies between 0 and 1."""
+    highest = math.inf if objective == "val_loss" else 1.0
+    return _plain(statistics.seeds_interval(values, within=(0.0, highest)))
+
+
 def _row(
     record: Record, finalist: Mapping[str, Any], trials: Sequence[Trial], weights: str
 ) -> dict[str, Any]:
@@ -140,8 +147,8 @@ def _row(
         "changed": changes(record, searched) if searched and 0 in record.trials else "",
         "weights": weights,
         "kept": kept,
-        "loss": _plain(statistics.seeds_interval([test["loss"] for test in tests])),
-        "validation": _plain(statistics.seeds_interval([r["score"] for r in results])),
+        "loss": _over_seeds("val_loss", [test["loss"] for test in tests]),
+        "validation": _over_seeds(record.definition["objective"], [r["score"] for r in results]),
         "seeds": [
             {
                 "final": trial.number,
@@ -232,7 +239,7 @@ def _ablation(record: Record) -> list[dict[str, Any]] | None:
     def scores(values: Mapping[str, Any]) -> dict[str, Any] | None:
         trials = [t for t in record.retrained(values, seeds) if t.status == "finished"]
         values_of_seeds = [trial.result["score"] for trial in trials]
-        return _plain(statistics.seeds_interval(values_of_seeds)) if trials else None
+        return _over_seeds(record.definition["objective"], values_of_seeds) if trials else None
 
     book = next(f["values"] for f in record.plans[-1]["finalists"] if f["name"] == found["book"])
     rows = [{"change": "", "alone": scores(book), "path": scores(book)}]

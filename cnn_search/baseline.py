@@ -1,5 +1,7 @@
 """python -m cnn_search.baseline NAME: a tutorial's model alone, trained as the tutorial does.
 
+Or a recipe of the space, on all training images, to be compared with it.
+
 The one command beside the final scoring that reads the test part: once, after the last epoch.
 """
 
@@ -29,8 +31,10 @@ SHAPES = {
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--which", help="A baseline of the data set [its first].")
-@click.option("--epochs", type=click.IntRange(min=1), help="Fewer epochs than the tutorial.")
+@click.option("--which", help="A baseline of the data set [its first], or a recipe.")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), help="Instead of the tutorial's; a recipe has 10."
+)
 @click.option("--seed", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--data-dir", help="Folder with the data set's archives.")
 @click.option("--train-limit", type=click.IntRange(min=1), help="Use so many training images.")
@@ -78,13 +82,25 @@ def main(
     click.echo(json.dumps(result, indent=2) if as_json else describe_result(result))
 
 
+def choices(space: Any) -> dict[str, Any]:
+    """Return a space's baselines and recipes; these have all images and their last weights."""
+    from cnn_search.training import Baseline, Protocol
+
+    alone = Protocol(epochs=10, weights="last")
+    recipes = {
+        name: Baseline(recipe, alone, None, tutorial="", published="none: a recipe of the space")
+        for name, recipe in space.recipes.items()
+    }
+    return {**space.baselines, **recipes}
+
+
 def describe_baselines() -> Iterator[dict[str, Any]]:
     """Yield every baseline: data set, name, parameters of the built model, what was published."""
     from cnn_search.network import build_network
     from cnn_search.training import find_space
 
     for data, (shape, classes) in SHAPES.items():
-        for name, baseline in find_space(data).baselines.items():
+        for name, baseline in choices(find_space(data)).items():
             model = build_network(baseline.configuration.network, shape, classes)
             trainable = sum(w.numpy().size for w in model.trainable_weights)
             yield {
@@ -119,12 +135,13 @@ def run(
     from cnn_search.training import Setup, Task, find_space, make_space, train
 
     space = find_space(name)
-    which = which or next(iter(space.baselines))
-    if which not in space.baselines:
+    known = choices(space)
+    which = which or next(iter(known))
+    if which not in known:
         raise DefinitionError(
-            f"baseline: --which expected one of {', '.join(space.baselines)}; received {which!r}."
+            f"baseline: --which expected one of {', '.join(known)}; received {which!r}."
         )
-    baseline = space.baselines[which]
+    baseline = known[which]
     protocol = dataclasses.replace(baseline.protocol, epochs=epochs or baseline.protocol.epochs)
     dataset = datasets.load(
         name, data_dir=data_dir, train_limit=train_limit, validation=baseline.validation
@@ -137,7 +154,9 @@ def run(
     if record.exists():
         return json.loads(record.read_text())  # type: ignore[no-any-return]
     setup = Setup(name, protocol, folder, both_weights=True)
-    values = make_space(setup, dataset).baseline_values(which)
+    made = make_space(setup, dataset)
+    recipe = which in space.recipes
+    values = made.recipe_values()[which] if recipe else made.baseline_values(which)
     events: list[dict[str, Any]] = []
 
     def emit(kind: str, **fields: Any) -> None:
@@ -169,7 +188,7 @@ def run(
         "tutorial": baseline.tutorial,
         "published": baseline.published,
         "published_test_accuracy": baseline.test_accuracy,
-        "differs": _why(dataset, baseline, protocol),
+        "differs": _why(dataset, baseline, protocol) if baseline.tutorial else [],
     }
     partial = record.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=2) + "\n")
@@ -226,7 +245,8 @@ def describe_result(result: dict[str, Any]) -> str:
         f"test, {weights}: accuracy {100 * score['accuracy']:.2f} %, loss {score['loss']:.4f}"
         for weights, score in result["test"].items()
     ]
-    lines.append(f"the tutorial ({result['tutorial']}): {result['published']}")
+    if result["tutorial"]:
+        lines.append(f"the tutorial ({result['tutorial']}): {result['published']}")
     lines += [f"may differ by {reason}" for reason in result["differs"]]
     return "\n".join(lines)
 

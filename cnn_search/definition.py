@@ -209,7 +209,7 @@ class EngineTable(_Table):
     insecure: bool = False
     gpus: Annotated[float, Field(ge=0)] = 0.0
     threads: Annotated[int, Field(ge=1)] | None = None
-    renew_after: Annotated[int, Field(ge=1)] = 10
+    renew_after: Annotated[int, Field(ge=1)] = 50
     max_attempts: Annotated[int, Field(ge=1)] = 3
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     max_megabytes: Annotated[int, Field(ge=1)] | None = None

@@ -33,6 +33,9 @@ class TrainingConfig:
             to train your ResNet"; Jordan 2024, arXiv:2404.00498).
         averaging: Momentum of an exponential moving average of the weights, which is what gets
             validated and kept; 0 for none.
+        lookahead: After each so many steps training goes on from that average, whose momentum then
+            grows from 0 to `averaging`, by the share of the steps to the .6; 0 for never (Zhang et
+            al. 2019, arXiv:1907.08610; Jordan 2024).
         batch_size: Images a step; the last batch of an epoch may be smaller.
     """
 
@@ -45,6 +48,7 @@ class TrainingConfig:
     label_smoothing: float = 0.0
     bias_rate: float = 1.0
     averaging: float = 0.0
+    lookahead: int = 0
     batch_size: int = 64
 
 
@@ -110,6 +114,7 @@ def compile_model(
     common: dict[str, Any] = {"weight_decay": config.weight_decay or None}
     if config.averaging:
         common |= {"use_ema": True, "ema_momentum": config.averaging}
+        common["ema_overwrite_frequency"] = config.lookahead or None
     if config.optimiser == "sgd":
         common |= {"momentum": config.momentum, "nesterov": config.momentum > 0}
     kinds = {
@@ -120,6 +125,8 @@ def compile_model(
     kind = kinds[config.optimiser]
     if config.bias_rate != 1:
         kind = _with_bias_rate(kind, config.bias_rate)
+    if config.lookahead:
+        kind = _with_growing_average(kind, steps)
     optimiser = kind(rate, **common)
     if config.weight_decay:
         optimiser.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
@@ -145,6 +152,22 @@ def _with_bias_rate(kind: Any, rate: float) -> Any:
             known = self._trainable_variables[self._get_variable_index(variable)]
             factor = rate if known.name == "beta" else 1.0
             super().update_step(gradient, variable, learning_rate * factor)
+
+    return Optimiser
+
+
+def _with_growing_average(kind: Any, steps: int) -> Any:
+    """Return a class of optimiser whose moving average forgets less with each of `steps`."""
+
+    class Optimiser(kind):
+        @property
+        def ema_momentum(self) -> Any:
+            share = ops.minimum(ops.cast(self.iterations, "float32") / steps, 1.0)
+            return self.highest_momentum * share**0.6
+
+        @ema_momentum.setter
+        def ema_momentum(self, momentum: float) -> None:
+            self.highest_momentum = momentum
 
     return Optimiser
 

@@ -152,8 +152,15 @@ def seeds_needed(a: Correct, b: Correct, level: float = 0.95, most: int = 1000) 
     return None
 
 
-def seeds_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
+def seeds_interval(
+    values: Sequence[float],
+    level: float = 0.95,
+    *,
+    within: tuple[float, float] = (-math.inf, math.inf),
+) -> Estimate:
     """Return the mean of a number known for each seed only, with a t interval over the seeds.
+
+    Of two seeds that is wide, and is cut at the ends of `within`, which the number cannot pass.
 
     It holds the images fixed: it says what other seeds would give on these images, and nothing of
     other images. For validation accuracy and cross-entropy.
@@ -168,7 +175,8 @@ def seeds_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
         return Estimate(mean, None, None, level, None, seeds)
     deviation = float(np.std(values, ddof=1))
     margin = float(stdtrit(seeds - 1, (1 + level) / 2)) * deviation / math.sqrt(seeds)
-    return Estimate(mean, mean - margin, mean + margin, level, deviation, seeds)
+    low, high = max(mean - margin, within[0]), min(mean + margin, within[1])
+    return Estimate(mean, low, high, level, deviation, seeds)
 
 
 class Gain(NamedTuple):

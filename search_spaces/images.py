@@ -130,6 +130,8 @@ def fast(*filters: int, mean: tuple[float, ...], deviation: tuple[float, ...]) -
             weight_decay=0.01,
             bias_rate=64.0,
             label_smoothing=0.2,
+            averaging=0.95,
+            lookahead=5,
             batch_size=256,
         ),
     )
@@ -171,7 +173,8 @@ class Space(keras_tuner.HyperModel):
     crop: Sequence[int] = (0, 2, 4)
     cutout: Sequence[int] = (0, 8)
     batch_size: Sequence[int] = (32, 64, 128, 256)
-    averaging: Sequence[float] = (0.0, 0.99)  # over about a hundred steps
+    averaging: Sequence[float] = (0.0, 0.95, 0.99)  # .99: over about a hundred steps
+    lookahead: Sequence[int] = (0, 5)
     normalisation_momentum: Sequence[float] = (0.6, 0.9, 0.99)
     views: Sequence[int] = (1, 2, 6)
     pixel_mean: tuple[float, ...] = (0.5,)
@@ -298,6 +301,9 @@ class Space(keras_tuner.HyperModel):
         schedule = choose("schedule", ("constant", "cosine", "one_cycle", "triangular"))
         with hp.conditional_scope("schedule", ["cosine"]):
             warmup = hp.Choice("warmup", [0.0, 0.05, 0.1, 0.2], default=0.0)
+        averaging = choose("averaging", self.averaging)
+        with hp.conditional_scope("averaging", [share for share in self.averaging if share]):
+            lookahead = choose("lookahead", self.lookahead)
         return TrainingConfig(
             optimiser=optimiser,
             learning_rate=sgd_rate if optimiser == "sgd" else rate,
@@ -307,7 +313,8 @@ class Space(keras_tuner.HyperModel):
             weight_decay=choose("weight_decay", (0.0, 1e-4, 5e-4, 5e-3, 1e-2)),
             label_smoothing=choose("label_smoothing", (0.0, 0.1, 0.2)),
             bias_rate=choose("bias_rate", (1.0, 8.0, 64.0)),
-            averaging=choose("averaging", self.averaging),
+            averaging=averaging,
+            lookahead=lookahead or 0,
             batch_size=choose("batch_size", self.batch_size),
         )
 

@@ -1,5 +1,6 @@
 """Tests of the commands a person types: real processes, what they print where, and how they end."""
 
+import dataclasses
 import html
 import json
 import os
@@ -402,6 +403,12 @@ def test_every_baseline_has_the_parameters_that_its_tutorial_prints(
 ) -> None:
     baseline.main.main(["--list", "--json"], standalone_mode=False)
     rows = json.loads(capsys.readouterr().out)
+    recipes = [row for row in rows if not row["tutorial"]]
+    assert [(row["data"], row["baseline"]) for row in recipes] == [
+        ("cifar10", "fast"),
+        ("fashion_mnist", "fast"),
+    ]
+    rows = [row for row in rows if row["tutorial"]]
     found = {
         f"{row['data']}/{row['baseline']}": (row["parameters"], row["trainable"]) for row in rows
     }
@@ -440,6 +447,23 @@ def test_a_baseline_is_tested_once_with_its_last_and_best_weights(
     assert set(result["test"]) == {"last weights", "best weights"}
     with pytest.raises(AssertionError, match="the result is on record"):
         baseline.main.main([*command, "--new"], standalone_mode=False)
+
+
+def test_a_recipe_is_trained_on_all_images_and_compared_with_no_tutorial(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = training.find_space("digits")
+    recipe = dataclasses.replace(
+        space.baselines["vgg_bn"].configuration, training=training.TrainingConfig("rmsprop")
+    )
+    monkeypatch.setattr(space, "recipes", {"other": recipe})
+    command = ["digits", *"--which other --epochs 1 --train-limit 300 --threads 1 --mlruns".split()]
+    baseline.main.main([*command, str(tmp_path)], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "digits/other: 306,026 parameters, 1 epochs" in said
+    assert "trained on 300 images, validated on 0, tested once on 359" in said
+    assert "test, last weights: accuracy " in said
+    assert not re.search("tutorial|differ|best weights", said)
 
 
 def test_an_unknown_baseline_is_answered_with_those_there_are(tmp_path: Path) -> None:

@@ -190,6 +190,24 @@ def test_averaging_is_kerass_moving_average() -> None:
     assert not compiled(LINEAR, TrainingConfig()).optimizer.use_ema
 
 
+def test_lookahead_goes_on_from_an_average_that_forgets_less_and_less(
+    digits: tuple[Array, Array],
+) -> None:
+    slow = compiled(LINEAR, TrainingConfig("sgd", 0.1, momentum=0.0, averaging=0.8, lookahead=2))
+    plain = compiled(LINEAR, TrainingConfig("sgd", 0.1, momentum=0.0))
+    average = slow.get_weights()
+    for step in range(6):
+        slow.train_on_batch(*digits)
+        plain.train_on_batch(*digits)
+        kept = 0.8 * (step / 10) ** 0.6  # of 10 steps
+        pairs = zip(average, plain.get_weights(), strict=True)
+        average = [kept * old + (1 - kept) * new for old, new in pairs]
+        if step % 2:
+            plain.set_weights(average)
+        for found, expected in zip(slow.get_weights(), plain.get_weights(), strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 # Targets and losses
 
 

@@ -250,6 +250,14 @@ def test_the_interval_of_values_is_students():
     assert (found.level, found.seeds) == (0.9, 4)
 
 
+def test_an_interval_of_values_ends_where_they_must():
+    free, cut = (
+        statistics.seeds_interval([0.9, 0.99], **ends) for ends in ({}, {"within": (0.0, 1.0)})
+    )
+    assert free.low < 0.9 < 1 < free.high
+    assert (cut.low, cut.high, cut.mean) == (free.low, 1.0, free.mean)
+
+
 # Boundaries
 
 

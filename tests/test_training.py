@@ -63,6 +63,7 @@ RICH = PLAIN | {
     "weight_decay": 5e-4,
     "label_smoothing": 0.1,
     "averaging": 0.8,  # the space's .99 looks back over more steps than there are here
+    "lookahead": 2,
 }
 STILL = PLAIN | {"learning_rate": 0.0}  # no epoch is better than the first
 

@@ -31,7 +31,7 @@ test-fast: setup  ## under three minutes
 TRAINING := test_training test_network test_optimisation test_augmentation test_backends
 
 test-jax test-torch: test-%: .venv/%/installed
-	KERAS_BACKEND=$* .venv/$*/bin/python -m pytest -n 2 $(TRAINING:%=tests/%.py)
+	KERAS_BACKEND=$* .venv/$*/bin/python -m pytest -n 2 --dist loadfile $(TRAINING:%=tests/%.py)
 
 # on top of .venv, whose packages it sees
 .venv/%/installed: .venv/installed

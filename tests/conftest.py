@@ -1,7 +1,10 @@
 """What all tests share: Keras set for one thread before anything imports it, and real data."""
 
+import contextlib
+import functools
 import gc
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ backend.load()
 gc.collect()
 gc.freeze()  # as the engines do: Keras collects garbage before each training
 
+from cnn_search import store  # noqa: E402
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -27,6 +32,27 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the longest files begin first, so that two workers end together."""
     items.sort(key=lambda item: LONGEST.index(name) if (name := item.path.name) in LONGEST else 9)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _empty_database(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let MLflow make its tables once, for seconds; stores of this process begin with a copy."""
+    create = store._create
+    empty = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    create(empty)
+
+    @functools.wraps(create)
+    def copy(database: Path) -> None:
+        with contextlib.suppress(OSError):  # what is wrong with the folder, the real one says
+            database.parent.mkdir(parents=True, exist_ok=True)
+            partial = database.with_name("mlflow.db.copied")
+            shutil.copyfile(empty, partial)
+            with contextlib.suppress(FileExistsError):
+                os.link(partial, database)
+            partial.unlink()
+        create(database)
+
+    store._create = copy
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import test_tracking as tiny
 from click.testing import CliRunner
 from mlflow.entities import ViewType
 
-from cnn_search import aliases, doctor, figures, models
+from cnn_search import aliases, doctor, figures, models, store
 from cnn_search.errors import LedgerError
 from cnn_search.ledger import Event, Record, hold, pack_bits
 from cnn_search.store import Store
@@ -141,8 +141,8 @@ class Told:
 
 
 @pytest.fixture
-def where(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Store:
-    return tiny.empty_store(tmp_path_factory, tmp_path / "mlruns")
+def where(tmp_path: Path) -> Store:
+    return store.open_store(tmp_path / "mlruns", "digits", create=True)
 
 
 @pytest.fixture
@@ -308,11 +308,10 @@ def test_another_store_gets_what_the_first_has(
     where: Store,
     files: Path,
     tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Told(mlruns, files).search().write(where)
-    other = tiny.empty_store(tmp_path_factory, tmp_path / "other")
+    other = store.open_store(tmp_path / "other", "digits", create=True)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", other.uri)
     where_from, where_to = f"delivered into {where.uri}", f"and not into {other.uri}"
     check(mlruns, f"{where_from}, {where_to}")

@@ -15,7 +15,7 @@ import pytest
 import test_tracking as tiny
 from click.testing import CliRunner
 
-from cnn_search import aliases, evidence, models, promotion, registry, statistics, tracking
+from cnn_search import aliases, evidence, models, promotion, registry, statistics, store, tracking
 from cnn_search.errors import TrackingError
 from cnn_search.ledger import Event, Record, pack_bits
 from cnn_search.store import Store
@@ -32,8 +32,8 @@ def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def where(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Store:
-    return tiny.empty_store(tmp_path_factory, tmp_path / "mlruns")
+def where(tmp_path: Path) -> Store:
+    return store.open_store(tmp_path / "mlruns", "digits", create=True)
 
 
 @pytest.fixture(scope="session")
@@ -531,7 +531,6 @@ def test_a_follower_delivers_search_and_scoring_into_a_wiped_store(
     begin: Callable[..., Sweep],
     where: Store,
     tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     sweep = begin()
     sweep.search(0.9)
@@ -539,7 +538,7 @@ def test_a_follower_delivers_search_and_scoring_into_a_wiped_store(
     tiny.write_ledger(sweep.folder, sweep.events)
     told = []
     for n in range(2):
-        fresh = tiny.empty_store(tmp_path_factory, tmp_path / f"fresh {n}")
+        fresh = store.open_store(tmp_path / f"fresh {n}", "digits", create=True)
         for _ in range(2):
             follower = tracking.Follower(fresh, sweep.folder)
             assert follower.deliver() == ""

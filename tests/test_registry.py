@@ -43,8 +43,8 @@ def mlruns(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def empty(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Store:
-    return tiny.empty_store(tmp_path_factory, tmp_path / "mlruns")
+def empty(tmp_path: Path) -> Store:
+    return store.open_store(tmp_path / "mlruns", "digits", create=True)
 
 
 @pytest.fixture

@@ -51,21 +51,6 @@ def tiny_sweep(factory: pytest.TempPathFactory) -> Path:
     return Path(_made["sweep"])
 
 
-def empty_store(factory: pytest.TempPathFactory, mlruns: Path) -> Store:
-    """Copies an empty database, which takes seconds to create, into `mlruns`."""
-    if "empty" not in _made:
-        folder = factory.mktemp("empty")
-        store.open_store(folder, "digits", create=True)
-        _made["empty"] = folder / "mlflow.db"
-    mlruns.mkdir(parents=True, exist_ok=True)
-    with (
-        contextlib.closing(sqlite3.connect(_made["empty"])) as source,
-        contextlib.closing(sqlite3.connect(mlruns / "mlflow.db")) as target,
-    ):
-        source.backup(target)
-    return Store(f"sqlite:///{mlruns}/mlflow.db", "digits", (mlruns / "artifacts").as_uri())
-
-
 def forget_the_user(patch: pytest.MonkeyPatch) -> None:
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_REGISTRY_URI"):
         patch.delenv(name, raising=False)
@@ -82,8 +67,8 @@ def mlruns(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def empty(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Store:
-    return empty_store(tmp_path_factory, tmp_path / "mlruns")
+def empty(tmp_path: Path) -> Store:
+    return store.open_store(tmp_path / "mlruns", "digits", create=True)
 
 
 def folder_of(mlruns: Path) -> Path:
@@ -467,7 +452,7 @@ def expected(
 ) -> dict[str, Any]:
     """Gives what one undisturbed delivery of the killed and resumed sweep stores."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    where = empty_store(tmp_path_factory, folder / "mlruns")
+    where = store.open_store(folder / "mlruns", "digits", create=True)
     with pytest.MonkeyPatch.context() as patch:
         draw_as_before(patch)
         deliver(where, copy_of(mlruns, folder, cut_events))
@@ -602,16 +587,14 @@ def test_a_kill_at_any_call_of_mlflow_stores_everything_once(
 
 
 @pytest.mark.usefixtures("drawn")
-def test_a_wiped_store_gets_everything_again(
-    mlruns: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_wiped_store_gets_everything_again(mlruns: Path, tmp_path: Path) -> None:
     folder = copy_of(mlruns, tmp_path)
-    first = empty_store(tmp_path_factory, tmp_path / "first")
+    first = store.open_store(tmp_path / "first", "digits", create=True)
     deliver(first, folder)
     told = everything(first)
     assert told["versions"]
     # wiped: the same address, where nothing is any more; MLflow's engines keep a deleted file open
-    second = empty_store(tmp_path_factory, tmp_path / "second")
+    second = store.open_store(tmp_path / "second", "digits", create=True)
     state = json.loads((folder / "tracking.json").read_text())
     state["uri"] = second.address
     (folder / "tracking.json").write_text(json.dumps(state))
@@ -638,13 +621,12 @@ def test_another_store_gets_everything_too(
     mlruns: Path,
     empty: Store,
     tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     folder = copy_of(mlruns, tmp_path)
-    other = empty_store(tmp_path_factory, tmp_path / "other")
+    other = store.open_store(tmp_path / "other", "digits", create=True)
     deliver(empty, folder)
     deliver(other, folder)
     assert everything(empty) == everything(other)
@@ -826,12 +808,11 @@ def test_a_server_that_comes_up_late_gets_everything_once_and_no_secret_is_writt
     cut_events: list[Event],
     expected: dict[str, Any],
     tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     folder = copy_of(mlruns, tmp_path, cut_events)
-    empty_store(tmp_path_factory, tmp_path / "server")
+    store.open_store(tmp_path / "server", "digits", create=True)
     port = free_port()
     where = Store(f"http://alice:k9-Zx4@127.0.0.1:{port}", "digits", None)
     monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 120)

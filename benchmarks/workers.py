@@ -20,8 +20,8 @@ from cnn_search.ledger import read_events
 from cnn_search.surroundings import usable_cores
 
 SWEEPS = {  # small networks on small images; the tutorial's, on real ones
-    "digits": "--trials 8 --epochs 20",
-    "cifar10": "--trials 6 --epochs 2 --train-limit 3000",
+    "digits": "--trials 8 --epochs 20 --oracle random",
+    "cifar10": "--trials 6 --epochs 2 --oracle random --train-limit 3000",
 }
 QUICK = {"digits": "--trials 3 --epochs 2"}
 

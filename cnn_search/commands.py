@@ -83,7 +83,9 @@ def engine_options() -> Callable[[Any], Any]:
             help="Worker processes here, each for one trial at a time; 0: in this process [1].",
         ),
         click.option("--scheduler", metavar="ADDRESS", help="tls://HOST:PORT of a dask scheduler."),
-        click.option("--insecure", is_flag=True, default=None, help="Allow tcp:// to another one."),
+        click.option(
+            "--insecure", is_flag=True, default=None, help="Allow another machine without TLS."
+        ),
         click.option("--gpus", type=click.FloatRange(min=0), help="GPUs of a trial, or a share."),
         click.option(
             "--threads",

@@ -78,7 +78,7 @@ class OracleTable(_Table):
 
     Attributes:
         kind: One of KerasTuner's own, or "tpe" or "gp": Optuna's samplers; "gp" needs torch. In a
-            file also "auto", or left out: see `read`.
+            file also "auto", or left out: "grid" with `over`, else "tpe".
         over: For "grid": the hyperparameters that vary; all others keep the baseline's value.
         factor: For "hyperband": the share 1/factor of trials is promoted.
         iterations: For "hyperband": how often all brackets are run.
@@ -121,7 +121,9 @@ class PrunerTable(_Table):
     Attributes:
         kind: "asha": at each rung, all but the best 1/factor of those that came so far (Li et al.
             2020, arXiv:1810.05934); "median": who is worse than half of the others at this epoch;
-            "percentile": who is not among so many per cent of them. Optuna's.
+            "percentile": who is not among so many per cent of them. Optuna's. In a file also
+            "auto", or left out: "asha" where the oracle is left out too, a trial has 6 epochs or
+            more and there is one objective; else "none".
         first_epoch: The first epoch after which a trial may be ended; left out: a ninth of all
             (docs/search.md).
         factor: For "asha": the next rung is after so many times the epochs.
@@ -434,7 +436,7 @@ def _expand_objectives(content: dict[str, Any], file: Any) -> None:
 def _choose(content: dict[str, Any]) -> tuple[str, ...]:
     """Put in the oracle and the pruner that are left to us, and return which: "auto", or left out.
 
-    What was found to need the fewest epochs (docs/search.md). Who names an oracle gets no pruner
+    What does well on recorded curves (docs/search.md). Who names an oracle gets no pruner
     that is not named too; where trials are short, there is little to save.
     """
     oracle, pruner = content.setdefault("oracle", {}), content.setdefault("pruner", {})

@@ -19,7 +19,7 @@ TOML = """\
 # python -m cnn_search.sweep {file}
 data = {data}
 search_space = {space}
-trials = 36  # two of three end early
+trials = 36  # most end early: at each rung all but the best third
 # minutes = 60  # end after the epoch that runs then, whatever is left
 # objective = "val_accuracy"  # or val_loss, val_balanced_accuracy, val_macro_f1
 # recipes = true  # first try what the space recommends, if it does

@@ -15,7 +15,9 @@ from cnn_search import commands
 @click.command()
 @click.argument("name")
 @click.argument("photos", nargs=-1, required=True, type=click.Path(exists=True, allow_dash=True))
-@click.option("--top", type=click.IntRange(min=1), default=3, show_default=True, help="Classes.")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=3, show_default=True, help="So many classes."
+)
 @click.option(
     "--explain",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -113,7 +113,7 @@ def history(name: str, as_json: bool, mlruns: Path) -> None:
 @commands.json_option()
 @commands.mlruns_option()
 def rollback(name: str, as_json: bool, mlruns: Path) -> None:
-    """Make the version champion again that was it before, and record it."""
+    """Make the previous champion champion again, and record it."""
     from cnn_search import aliases, store
 
     _print(name, aliases.rollback(store.open_store(mlruns, name), name), as_json)

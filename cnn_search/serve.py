@@ -21,7 +21,7 @@ def main(name: str, port: int | None, alias: str, mlruns: Path) -> None:
     """Answer requests on this machine with what a champion predicts, until Ctrl-C.
 
     A request has raw uint8 images of the model's size, the answer class probabilities. The server
-    is MLflow's, listens on 127.0.0.1, and asks nobody who he is.
+    is MLflow's, listens on 127.0.0.1, and has no login.
 
     \b
     Examples:

@@ -26,7 +26,7 @@ def _names(ctx: click.Context, param: click.Parameter, typed: str) -> list[Compl
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0, min_open=True),
-    help="End after the epoch that runs then; summed over all runs of the sweep.",
+    help="End after the epoch that runs then; all runs and the scoring count.",
 )
 @click.option(
     "--epochs-total", type=click.IntRange(min=1), help="End with so many, all trials together."

@@ -20,7 +20,7 @@ def main(name: str | None, port: int | None, no_open: bool, mlruns: Path) -> Non
     """Show every trial, its curves and pictures, in MLflow's pages, until Ctrl-C.
 
     Without NAME, the page of all experiments. Where MLFLOW_TRACKING_URI names a server, its pages
-    are shown; else one is started on 127.0.0.1, which asks nobody who he is.
+    are shown; else one is started on 127.0.0.1, which has no login.
 
     \b
     Examples:

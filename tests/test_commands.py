@@ -405,6 +405,7 @@ def test_every_baseline_has_the_parameters_that_its_tutorial_prints(
     rows = json.loads(capsys.readouterr().out)
     recipes = [row for row in rows if not row["tutorial"]]
     assert [(row["data"], row["baseline"]) for row in recipes] == [
+        ("cifar10", "small"),
         ("cifar10", "fast"),
         ("fashion_mnist", "fast"),
     ]

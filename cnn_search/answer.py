@@ -232,7 +232,7 @@ def _ablation(record: Record) -> list[dict[str, Any]] | None:
         configuration that failed.
     """
     found = record.ablation
-    if "path" not in found:
+    if "path" not in found or found["winner"] != record.scored["winner"]:
         return None
     seeds = found["seeds"]
 
@@ -241,7 +241,10 @@ def _ablation(record: Record) -> list[dict[str, Any]] | None:
         values_of_seeds = [trial.result["score"] for trial in trials]
         return _over_seeds(record.definition["objective"], values_of_seeds) if trials else None
 
-    book = next(f["values"] for f in record.plans[-1]["finalists"] if f["name"] == found["book"])
+    finalists = {f["name"]: f["values"] for f in record.plans[-1]["finalists"]}
+    if found["book"] not in finalists:
+        return None
+    book = finalists[found["book"]]
     rows = [{"change": "", "alone": scores(book), "path": scores(book)}]
     for change, path in zip(found["order"], found["path"], strict=True):
         alone = scores(found["alone"][change])

@@ -169,6 +169,11 @@ def run(
     make_folder(folder)
     train(Task(0, 1, values, seed, protocol.epochs, recorded=0), setup, dataset, emit)
     last = events[-1]
+    if last["kind"] == "stopped":
+        raise DataError(
+            f"baseline {which}: expected space for {folder}; the disk is full. Make space, then "
+            "the same command goes on."
+        )
     if last["kind"] != "done":
         click.echo(last["traceback"], err=True)
         raise DataError(f"baseline {which}: training failed: {last['message']}")

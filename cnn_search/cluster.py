@@ -30,6 +30,7 @@ from cnn_search.datasets import Dataset
 from cnn_search.definition import EngineTable
 from cnn_search.engines import Engine
 from cnn_search.errors import EngineError
+from cnn_search.ledger import ENDINGS
 from cnn_search.surroundings import versions
 from cnn_search.training import Setup, Stop, Task
 
@@ -211,14 +212,17 @@ class DaskEngine(Engine):
         return len(self._members)
 
     def submit(self, task: Task) -> None:
-        while not (free := self._free()):  # one that was counted died in this moment
-            time.sleep(0.1)
-            self.slots()
-        address = min(free, key=lambda a: free[a].trials)
-        member = self._members[address]
-        member.trials += 1
         key = f"{self._setup.folder.name}-{task.trial}-{task.attempt}-{uuid.uuid4().hex[:8]}"
-        running = self._running[key] = _Running(task, address)
+        while True:
+            with self._lock:
+                if free := self._free():
+                    address = min(free, key=lambda a: free[a].trials)
+                    running = self._running[key] = _Running(task, address)
+                    break
+            time.sleep(0.1)  # one that was counted died in this moment
+            self.slots()
+        member = free[address]
+        member.trials += 1
         setup = {**dataclasses.asdict(self._setup), "folder": str(self._setup.folder.resolve())}
         running.future = self._client.submit(
             worker.attempt,
@@ -241,7 +245,8 @@ class DaskEngine(Engine):
             return {a: m for a, m in self._members.items() if a not in busy}
 
     def stop(self, when: Stop, trial: int | None = None) -> None:
-        told = {k: r for k, r in self._running.items() if trial in (None, r.task.trial)}
+        with self._lock:
+            told = {k: r for k, r in self._running.items() if trial in (None, r.task.trial)}
         for key, running in told.items():
             # not waited for: the worker may be suspended, or gone
             arguments = [worker.ask_to_stop, key, when]
@@ -250,7 +255,9 @@ class DaskEngine(Engine):
 
     def kill(self, trial: int) -> None:
         with self._lock:
-            key = next(k for k, r in self._running.items() if r.task.trial == trial)
+            key = next((k for k, r in self._running.items() if r.task.trial == trial), None)
+            if key is None:  # it ended in this moment
+                return
             address = self._running.pop(key).address
             self._members.pop(address, None)
         self._restart(address)
@@ -265,6 +272,7 @@ class DaskEngine(Engine):
             self._client.close(timeout=5)
         if self._cluster is not None:
             self._cluster.close(timeout=10)
+        self._members.clear()  # their process numbers may be others' from now on
         shutil.rmtree(self._setup.folder / worker.IMAGES, ignore_errors=True)
 
     # Workers
@@ -333,7 +341,8 @@ class DaskEngine(Engine):
         """Replace the processes of worn workers that are free; the fresh ones join later."""
         for address, member in self._free().items():
             if member.trials >= self._table.renew_after:
-                del self._members[address]
+                with self._lock:
+                    self._members.pop(address, None)
                 _aside(self._restart, address)
 
     def _restart(self, address: str) -> None:
@@ -354,7 +363,7 @@ class DaskEngine(Engine):
 
     def _pass_on(self, message: dict[str, Any], running: _Running) -> None:
         running.seen += 1
-        if message["kind"] in ("done", "failed", "stopped"):
+        if message["kind"] in (*ENDINGS, "stopped"):
             del self._running[message["key"]]
         self._put(running, message["kind"], message["fields"])
 

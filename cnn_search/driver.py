@@ -165,6 +165,8 @@ class Driver(abc.ABC):
                 if not self._is_quarantined(trial):
                     self.running[trial.number] = trial
                     engine.submit(self._task(trial))
+            if not self.ending and (reason := self.over()):
+                self._stop_all(engine, reason, "epoch")
             if not self.running and (self.ending or engine.slots()):
                 self.ending = self.ending or self.no_more
                 return
@@ -177,8 +179,6 @@ class Driver(abc.ABC):
                     self._stop_all(engine, "interrupted", "now")
                 elif kind != "joined":  # a worker: there may be a slot
                     self._take_in(kind, fields, engine)
-            if not self.ending and (reason := self.over()):
-                self._stop_all(engine, reason, "epoch")
             self._end_late(engine)
 
     def _task(self, trial: Trial) -> Task:
@@ -206,6 +206,8 @@ class Driver(abc.ABC):
     def _take_in(self, kind: str, fields: dict[str, Any], engine: Engine) -> None:
         """Write down what the engine tells."""
         number = fields.pop("trial")
+        if number not in self.running:
+            return  # it was killed, and has failed
         trial = self.trials[number]
         pruned = trial.status == "pruned"
         if kind == "start":
@@ -252,7 +254,7 @@ class Driver(abc.ABC):
         if crash:
             message += f" ({crash.splitlines()[0]})"
         deaths = self._deaths(trial) + (reason != "lost")
-        if deaths >= QUARANTINE or trial.attempt >= self.engine_table.max_attempts:
+        if deaths >= QUARANTINE or len(trial.deaths) + 1 >= self.engine_table.max_attempts:
             message += f"; after {trial.attempt} attempts it was given up"
             self._fail(trial, reason, message, crash)
         else:
@@ -290,10 +292,7 @@ class Driver(abc.ABC):
 
     def _unfinished(self) -> Trial | None:
         """Return a trial that was cut short or never began, else a new one."""
-        if self.ending:
-            return None
-        if reason := self.over():
-            self.ending = reason
+        if self.ending or self.over():
             return None
         for trial in self.trials.values():
             cut_short = trial.status in ("waiting", "stopped")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from cnn_search.spaces import outside
 FIRST = 3  # so many of the best are trained first
 
 
-def recall(mlruns: Path, name: str, header: Event, space: Any) -> dict[str, Any]:
+def recall(
+    mlruns: Path, name: str, header: Event, space: Any, besides: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """Return what a new sweep can take from earlier ones.
 
     Args:
@@ -22,6 +24,7 @@ def recall(mlruns: Path, name: str, header: Event, space: Any) -> dict[str, Any]
             scores can be compared.
         header: Of the new sweep.
         space: Its declared, narrowed `keras_tuner.HyperParameters`.
+        besides: What it tries anyway: values by name.
 
     Returns:
         The fields of the event "earlier": `sweeps`; `first`, the values of the best, to be trained
@@ -32,6 +35,7 @@ def recall(mlruns: Path, name: str, header: Event, space: Any) -> dict[str, Any]
         DefinitionError: there is no such sweep, or nothing of it fits.
     """
     records = [read_record(folder / "ledger.jsonl") for folder in _find(mlruns, name)]
+    records = [record for record in records if record.header]  # a kill may leave an empty one
     if name == "best":
         records = [record for record in records if not _unlike(record.header, header)]
     if not records:
@@ -51,11 +55,15 @@ def recall(mlruns: Path, name: str, header: Event, space: Any) -> dict[str, Any]
     if len(records) > 1:
         sign = -1 if header["direction"] == "max" else 1
         fitting.sort(key=lambda trial: sign * trial.result["score"])
+    new: list[Trial] = []
+    for trial in fitting:
+        if all(trial.values != known for known in (*besides, *(t.values for t in new))):
+            new.append(trial)
     unlike = _unlike(records[0].header, header)
     return {
         "sweeps": [record.header["sweep"] for record in records],
-        "first": [trial.values for trial in fitting[:FIRST]],
-        "seen": [] if unlike else [_seen(trial) for trial in fitting[FIRST:]],
+        "first": [trial.values for trial in new[:FIRST]],
+        "seen": [] if unlike else [_seen(trial) for trial in new[FIRST:]],
         "note": f"other {unlike}: its scores do not count here" if unlike else "",
     }
 

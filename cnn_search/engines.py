@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+from cnn_search import backend
 from cnn_search.datasets import Dataset
 from cnn_search.errors import EngineError
 from cnn_search.training import Setup, Stop, Task, train
@@ -33,8 +34,8 @@ class Engine(abc.ABC):
             among the fields. Beside the events of `train`: "died", an attempt's worker ended under
             it, with `reason` ("died", "memory", "lost") and `message`; "joined", there may be more
             slots. Every attempt that was
-            submitted gives one "start" and then, in the end, one of "done", "failed", "stopped"
-            and "died", unless it is killed.
+            submitted gives one "start" and then, in the end, one of "done", "refused", "failed",
+            "stopped" and "died", unless it is killed.
         grace_seconds: For a trial that was told to stop, until it is killed.
     """
 
@@ -70,7 +71,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def kill(self, trial: int) -> None:
-        """End a trial that does not stop; no event of it comes any more.
+        """End a trial that does not stop, if it has not ended in this moment.
 
         Raises:
             EngineError: it cannot be ended from here.
@@ -98,7 +99,8 @@ class InlineEngine(Engine):
 
     def start(self) -> None:
         # what the imports made never goes away: out of the collector's sight, it saves half a
-        # second of each clear_session
+        # second of each clear_session; a network that an earlier engine trained would not go either
+        backend.clear()
         gc.collect()
         gc.freeze()
         self._thread.start()

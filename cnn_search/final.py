@@ -21,6 +21,7 @@ from cnn_search.definition import Definition, EngineTable, FinalTable
 from cnn_search.driver import OnEvent, Outcome, Say
 from cnn_search.errors import LedgerError
 from cnn_search.ledger import Record, Trial, choose, pack_bits, read_record
+from cnn_search.limits import violations
 from cnn_search.retraining import Retrainer, Wanted
 from cnn_search.subject import baseline_values
 from cnn_search.training import SHOWN_IMAGES
@@ -37,9 +38,11 @@ def estimate_seconds(record: Record, table: FinalTable) -> float:
     if not ranking:
         return 0.0
     epochs: int = record.definition["training"]["epochs"]
+    every = [s for trial in record.trials.values() for s in trial.seconds.values()]
 
     def per_epoch(trials: Sequence[Trial]) -> float:
-        seconds = [s for trial in trials for s in trial.seconds.values()]
+        # one that goes on from another may have trained no epoch of its own
+        seconds = [s for trial in trials for s in trial.seconds.values()] or every
         return sum(seconds) / len(seconds)
 
     best = [trial for trial in ranking if not trial.baseline][: table.top]
@@ -275,7 +278,7 @@ def choose_winner(record: Record) -> dict[str, Any] | None:
     """Return the winner of the last plan: the highest mean validation over its retrained seeds.
 
     Or a cheaper one near it, if [registry] says so. A configuration of which a seed failed wins
-    only if every one has such seeds.
+    only if every one has such seeds; one that breaks the constraints, as the baseline may, never.
 
     Returns:
         `winner`, its name; `final`, the retraining whose validation is the median (the lower one
@@ -290,7 +293,7 @@ def choose_winner(record: Record) -> dict[str, Any] | None:
             (trial for trial in seeds if trial.status == "finished"),
             key=lambda trial: (sign * trial.result["score"], -trial.number),
         )
-        if finished:
+        if finished and not _breaks(record, finished[0]):
             mean = float(np.mean([sign * trial.result["score"] for trial in finished]))
             loss = float(np.mean([trial.result["metrics"]["val_loss"] for trial in finished]))
             whole = len(finished) == plan["seeds"]
@@ -303,6 +306,14 @@ def choose_winner(record: Record) -> dict[str, Any] | None:
     alike = [entry for entry in found if entry[0][0] == found[0][0][0]]  # all seeds, or some
     scores = [(mean, costs) for (_, mean, _), costs, _ in alike]
     return alike[choose(scores, record.header.get("definition", {}))][2]
+
+
+def _breaks(record: Record, retrained: Trial) -> bool:
+    """Return whether a network breaks the constraints; its seconds were predicted in the search."""
+    same = (t.costs for t in record.trials.values() if t.values == retrained.values)
+    costs = retrained.costs | next((costs for costs in same if costs), {})
+    limits = record.header.get("definition", {}).get("constraints", {})
+    return bool(violations(costs, {name: limits[name] for name in limits if name in costs}))
 
 
 def _predict(model: Any, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], float]:

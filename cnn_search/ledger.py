@@ -33,6 +33,7 @@ import base64
 import contextlib
 import errno
 import json
+import math
 import os
 import time
 import zlib
@@ -283,6 +284,22 @@ class Record:
         scores = [(sign * trial.result["score"], trial.costs) for trial in ranking]
         return ranking[choose(scores, self.definition)] if ranking else None
 
+    def kept(self, count: int) -> list[Trial]:
+        """Return whose weights are kept: the best `count`, and who near them may yet be registered.
+
+        That is who has no better one that is as cheap: a better best may leave it the choice.
+        """
+        ranking = self.ranking()
+        within, cost = _registry(self.definition)
+        sign = 1 if self.header["direction"] == "max" else -1
+        kept, cheapest = ranking[:count], math.inf
+        for trial in ranking:  # the best first
+            near = sign * trial.result["score"] >= sign * ranking[0].result["score"] - within
+            if near and trial.costs[cost] < cheapest:
+                cheapest = trial.costs[cost]
+                kept += [] if trial in kept else [trial]
+        return kept
+
     def counted(self) -> list[Trial]:
         """Return the trials that the definition's `trials` counts: all but those refused."""
         return [trial for trial in self.trials.values() if trial.status != "refused"]
@@ -324,10 +341,14 @@ def choose(
         scores: Score, higher is better, and costs of each; the best first.
         definition: As a ledger keeps it; an old one has no [registry].
     """
-    table = definition.get("registry", {})
-    within, cost = table.get("within", 0.0), table.get("cost", "parameters")
+    within, cost = _registry(definition)
     near = [i for i, (score, _) in enumerate(scores) if score >= scores[0][0] - within]
     return min(near, key=lambda i: scores[i][1][cost]) if within else 0
+
+
+def _registry(definition: Mapping[str, Any]) -> tuple[float, Limit]:
+    table = definition.get("registry", {})
+    return table.get("within", 0.0), table.get("cost", "parameters")
 
 
 def pack_bits(bits: npt.NDArray[np.bool_]) -> str:
@@ -487,6 +508,17 @@ def make_folder(folder: Path) -> None:
             f"{folder}: expected a folder that can be written; {error.strerror}. "
             "Correct it or pass --mlruns."
         ) from None
+
+
+def size_of(*paths: Path) -> int:
+    """Return how many bytes files and folders take; what goes away meanwhile takes none."""
+    folders = (files for path in paths for files in os.walk(path))
+    files = [Path(folder, name) for folder, _, names in folders for name in names]
+    total = 0
+    for file in (*paths, *files):
+        with contextlib.suppress(FileNotFoundError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 @contextlib.contextmanager

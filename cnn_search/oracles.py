@@ -270,6 +270,10 @@ class Oracle:
         trial = oracle.trials[trial_id]
         trial.status = "COMPLETED" if curve else "FAILED"
         oracle.end_trial(trial)
+        if violation and self.kind == "hyperband":  # another one takes its place in the round
+            for bracket in oracle._brackets:
+                first = bracket["rounds"][0]
+                first[:] = [entry for entry in first if entry["id"] != trial_id]
 
     def starts_with(self, values: Mapping[str, Any]) -> bool:
         """Return whether `values` are what this oracle asks for first: the defaults, for Grid."""

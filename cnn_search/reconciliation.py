@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from cnn_search import discrepancies
 from cnn_search.errors import LedgerError, TrackingError
 from cnn_search.findings import Finding, Sweep
-from cnn_search.ledger import ENDED, Ledger, hold, sweeps_folder
+from cnn_search.ledger import ENDED, Ledger, hold, size_of, sweeps_folder
 
 
 def sweep_folders(mlruns: Path, name: str | None) -> list[Path]:
@@ -168,15 +168,10 @@ def _garbage(sweep: Sweep) -> dict[str, list[Path]]:
     needed = {number for t in trials if t.status not in ENDED for number in (t.number, t.parent)}
     if record.definition["oracle"]["kind"] == "hyperband" and record.end != "finished":
         needed |= set(record.trials)  # they may be promoted
-    best = {trial.number for trial in record.ranking()[: record.definition["keep_models"]]}
     ended = [trial for trial in [*trials, *finals] if trial.status in ENDED]
     saved = [t for t in ended if t.source == "final" or t.number not in needed]
-    losers = [t for t in trials if t.status in ENDED and t.number not in best]
     found = {
         "checkpoints of trials that ended": [t.folder(folder) / "checkpoint.npz" for t in saved],
-        "models of trials that are not the best": [
-            t.folder(folder) / "model.keras" for t in losers
-        ],
         "other weights of retrainings that were scored": [
             trial.folder(folder) / f"{weights}.keras"
             for trial in (finals if record.scored else [])
@@ -189,8 +184,7 @@ def _garbage(sweep: Sweep) -> dict[str, list[Path]]:
 
 
 def _megabytes(paths: list[Path]) -> str:
-    files = [file for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
-    return f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
+    return f"{size_of(*paths) / 1e6:,.1f} MB"
 
 
 def _delete(paths: list[Path]) -> str:

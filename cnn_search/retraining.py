@@ -7,7 +7,6 @@ every configuration has the same seed, so one that both ask for is trained once.
 from __future__ import annotations
 
 import abc
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -18,7 +17,7 @@ import numpy as np
 
 from cnn_search import tracking
 from cnn_search.datasets import Dataset
-from cnn_search.definition import Definition, EngineTable
+from cnn_search.definition import EngineTable, from_record
 from cnn_search.driver import Driver, OnEvent, Outcome, Say
 from cnn_search.errors import LedgerError
 from cnn_search.ledger import Event, Record, Trial, hold
@@ -54,7 +53,7 @@ class Retrainer(Driver):
                 f"{folder.name}: expected a trial that finished, to train anew; there is none. Let "
                 "the sweep go on first."
             )
-        self.definition = Definition.model_validate_json(json.dumps(record.definition))
+        self.definition = from_record(record.definition)
         setup = setup_of(self.definition, folder / "final")
         setup = replace(setup, keep_state=False, both_weights=True)
         engine = engine or self.definition.engine

@@ -62,6 +62,11 @@ def main(
             f"`python -m cnn_search.sweep {name}` first, or pass --mlruns."
         )
     record = ledger.read_record(folder / "ledger.jsonl")
+    if not record.header:
+        raise LedgerError(
+            f"score: expected a sweep that began; {folder / 'ledger.jsonl'} is empty. Run "
+            f"`python -m cnn_search.sweep {name}` first."
+        )
     definition = from_record(record.definition)
     given: dict[str, Any] = {"top": top, "seeds": seeds}
     if baselines is not None:

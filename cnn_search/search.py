@@ -37,6 +37,7 @@ from cnn_search.ledger import (
     make_folder,
     read_events,
     read_record,
+    size_of,
     sweeps_folder,
 )
 from cnn_search.limits import violations
@@ -178,7 +179,9 @@ class _Search(Driver):
             DefinitionError: there is nothing to take, or the sweep began without.
         """
         if not (self.folder / "ledger.jsonl").exists():
-            self.earlier = recall(mlruns, name, self._header(), self.oracle.keras_tuner.get_space())
+            besides = [*dict(self.baselines).values(), *self.recipes.values()]
+            space = self.oracle.keras_tuner.get_space()
+            self.earlier = recall(mlruns, name, self._header(), space, besides)
         elif not read_record(self.folder / "ledger.jsonl").earlier:
             raise DefinitionError(
                 f"--warm-start {name}: expected a new sweep; {self.folder.name} has begun without. "
@@ -267,7 +270,8 @@ class _Search(Driver):
             self.no_more = "finished"
             return None
         if self._is_flat():
-            self.no_more = "flat"
+            if not self.running:  # one of those may be better
+                self.no_more = "flat"
             return None
         if set(ended[-MOST_REFUSED:]) == {"refused"} and len(ended) >= MOST_REFUSED:
             self.say(f"the last {MOST_REFUSED} configurations break [constraints]: too tight?")
@@ -311,8 +315,7 @@ class _Search(Driver):
         self._tell(event)
         self._tidy()
         if self.definition.disk_megabytes is not None:
-            size = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
-            self.too_large = size > 1e6 * self.definition.disk_megabytes
+            self.too_large = size_of(self.folder) > 1e6 * self.definition.disk_megabytes
 
     def _tell(self, event: Event) -> None:
         """Tell oracle and pruner how a trial ended."""
@@ -388,7 +391,8 @@ class _Search(Driver):
         trials = self.record.trials.values()
         if self.tries or any(t.status in ("waiting", "running", "stopped") for t in trials):
             return False
-        more = self.definition.oracle.kind != "hyperband" and len(trials) < self.definition.trials
+        taken = len(self.record.counted())
+        more = self.definition.oracle.kind != "hyperband" and taken < self.definition.trials
         return (
             self._is_flat()
             or self.record.end in ("exhausted", "failed")
@@ -408,10 +412,7 @@ class _Search(Driver):
         unended = [t for t in trials if t.status not in ENDED]
         needed = {t.number for t in unended} | {t.parent for t in unended}
         needed |= self.oracle.may_promote()
-        ranking = self.record.ranking()
-        best = {trial.number for trial in ranking[: self.definition.keep_models]}
-        if (choice := self.record.choice(ranking)) is not None:
-            best.add(choice.number)
+        best = {trial.number for trial in self.record.kept(self.definition.keep_models)}
         for trial in trials:
             folder = self.setup.trial_folder(trial.number)
             if trial.number not in needed:

@@ -405,7 +405,7 @@ class _Delivery:
         """Log the weights of the best few; the champion's are in the registered model."""
         if event["reason"] == "interrupted" or self.record.job == "final":
             return
-        for best in self.record.ranking()[: self.record.definition["keep_models"]]:
+        for best in self.record.ranking():
             weights = self._folder(best) / "model.keras"
             if weights.exists() and best.number != self.record.champion:
                 self.client.log_artifact(self.runs[f"{best.number}-{best.attempt}"], weights)

@@ -72,6 +72,7 @@ def attempt(
         os.environ["KERAS_BACKEND"] = backend_name
         backend.prepare(task["threads"])
         backend.load()
+    from cnn_search.speed import Speed
     from cnn_search.training import Protocol, Setup, Task, train
 
     if first:
@@ -92,8 +93,12 @@ def attempt(
             return "now"
         return _asked.get(key, "")
 
-    protocol = Protocol(**setup["protocol"])
-    made = Setup(**{**setup, "protocol": protocol, "folder": Path(setup["folder"])})
+    whole = {
+        "protocol": Protocol(**setup["protocol"]),
+        "folder": Path(setup["folder"]),
+        "speed": setup["speed"] and Speed(**setup["speed"]),
+    }
+    made = Setup(**{**setup, **whole})
     fields = {name: value for name, value in task.items() if name != "threads"}
     train(Task(**fields), made, read_images(str(made.folder / IMAGES)), emit, stop)
     _asked.pop(key, None)

@@ -1,6 +1,7 @@
 """One contract for every engine: real trainings, real worker processes, real deaths."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -20,10 +21,11 @@ from cnn_search import cluster, datasets, worker
 from cnn_search.definition import EngineTable
 from cnn_search.driver import make_engine
 from cnn_search.errors import EngineError
+from cnn_search.speed import Speed
 from cnn_search.training import Protocol, Setup, Task, make_space
 from search_spaces import digits as digits_space
 
-ENDS = ("done", "failed", "stopped", "died")
+ENDS = ("done", "refused", "failed", "stopped", "died")
 SECONDS = 120  # until an event that must come is given up; no measure of speed
 
 
@@ -63,9 +65,9 @@ def setup_in(folder):
 
 
 @contextlib.contextmanager
-def started(folder, dataset, **table):
+def started(folder, dataset, *, setup=None, **table):
     """An engine that trains in `folder`, closed at the end."""
-    engine = make_engine(EngineTable(**table), setup_in(folder), dataset, print)
+    engine = make_engine(EngineTable(**table), setup or setup_in(folder), dataset, print)
     engine.start()
     try:
         yield engine
@@ -111,13 +113,14 @@ def curve(events):
 numbers = iter(range(1000))
 
 
-def submit(engine, values, *, number=None, attempt=1, recorded=0, **changes):
+def submit(engine, values, *, number=None, attempt=1, recorded=0, limited=False, **changes):
     number = next(numbers) if number is None else number
     deadline = time.monotonic() + SECONDS
     while not engine.slots():
         assert time.monotonic() < deadline, "no worker joined"
         time.sleep(0.05)
-    engine.submit(Task(number, attempt, values | changes, 7, 3, recorded=recorded))
+    task = Task(number, attempt, values | changes, 7, 3, recorded=recorded, limited=limited)
+    engine.submit(task)
     return number
 
 
@@ -177,6 +180,21 @@ def test_a_loss_that_is_no_number_is_no_reason_to_end_the_engine(engine, values)
     events = follow(engine, submit(engine, values, optimiser="sgd", sgd_learning_rate=float("inf")))
     assert events[-1][1]["reason"] == "diverged"
     assert follow(engine, submit(engine, values))[-1][0] == "done"
+
+
+@pytest.mark.parametrize("table", [{}, {"workers": 1}], ids=["inline", "dask"])
+def test_a_network_that_costs_too_much_is_refused_and_its_slot_is_free(
+    tmp_path, digits, values, table
+):
+    costly = {"speed": Speed((10.0, 0.0, 0.0, 0.0, 0.0), 0.1), "limits": {"epoch_seconds": "<= 9"}}
+    setup = dataclasses.replace(setup_in(tmp_path), **costly)  # each step takes 10 s
+    with started(tmp_path, digits, setup=setup, **table) as engine:
+        events = follow(engine, submit(engine, values, limited=True))
+        assert [kind for kind, _ in events] == ["start", "refused"]
+        assert events[-1][1]["message"].endswith(" epoch_seconds, allowed: <= 9")
+        events = follow(engine, submit(engine, values))
+        assert events[-1][0] == "done"
+        assert events[-1][1]["epoch_seconds"] > 9
 
 
 # Worker processes

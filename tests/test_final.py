@@ -1,5 +1,6 @@
 """The final scoring: who is trained anew, what is read of the test part and when, who wins."""
 
+import copy
 import dataclasses
 import io
 import json
@@ -270,6 +271,9 @@ def test_seeds_that_fail_are_recorded_and_cost_the_win(tmp_path, digits, monkeyp
     assert [t.number for t in outcome.record.finals.values() if t.status == "failed"] == failed
 
 
+ASKED = {"epochs": 1, "parent": None, "source": "oracle", "baseline": "", "oracle": {}}
+
+
 def made(scores):
     """Return a record whose finalists have these validation scores, by seed."""
     record = Record(header={"direction": "max"})
@@ -322,6 +326,29 @@ def test_the_winner_may_be_a_cheaper_one_near_the_best(table, winner):
     record = made({"a": [0.70, 0.80], "bb": [0.84, 0.86], "ccc": [0.88, 0.88]})
     record.header["definition"] = {"registry": table}
     assert final.choose_winner(record)["winner"] == winner
+
+
+def test_a_network_that_breaks_the_constraints_does_not_win():
+    record = made({"a": [0.70, 0.80], "bb": [0.90, 0.90]})  # 101 and 102 parameters
+    record.header["definition"] = {"constraints": {"parameters": "<= 101", "epoch_seconds": "<= 5"}}
+    assert final.choose_winner(record)["winner"] == "a"
+    record.header["definition"] = {"constraints": {"epoch_seconds": "<= 5"}}
+    assert final.choose_winner(record)["winner"] == "bb"
+    # only the search has predicted how long an epoch takes
+    values = record.finals[3].values
+    record.apply({"kind": "ask", "time": 0.0, "trial": 0, "values": values, "seed": 1} | ASKED)
+    record.trials[0].result = {"parameters": 102, "flops": 98, "epoch_seconds": 6.0}
+    assert final.choose_winner(record)["winner"] == "a"
+
+
+def test_the_time_of_a_scoring_is_known_if_the_best_trained_no_epoch_of_its_own(scored):
+    _, outcome = scored
+    record = copy.deepcopy(outcome.record)
+    best = next(trial for trial in record.ranking() if not trial.baseline)
+    best.seconds = {}  # promoted, and its parent's patience was at its end
+    table = FinalTable(top=1, seeds=2)
+    assert final.estimate_seconds(record, table) > 0
+    assert final.fit(record, table, 60.0)[0] == table
 
 
 def test_the_record_of_a_scored_sweep_is_plain_json(scored):

@@ -7,7 +7,7 @@ import resource
 import pytest
 
 from cnn_search.errors import LedgerError
-from cnn_search.ledger import Ledger, read_events, read_record
+from cnn_search.ledger import Ledger, read_events, read_record, size_of
 
 HEADER = {
     "sweep": "digits-1",
@@ -34,7 +34,13 @@ def finish(ledger: Ledger, number: int, score: float, loss: float = 1.0, paramet
     metrics = {"val_accuracy": score, "val_loss": loss}
     ledger.append("epoch", trial=number, attempt=1, epoch=1, metrics=metrics, seconds=1.5)
     ledger.append(
-        "done", trial=number, attempt=1, score=score, metrics=metrics, parameters=parameters
+        "done",
+        trial=number,
+        attempt=1,
+        score=score,
+        metrics=metrics,
+        parameters=parameters,
+        flops=1,
     )
 
 
@@ -175,3 +181,31 @@ def test_a_line_that_the_disk_takes_a_part_of_closes_the_ledger_and_is_cut_off(l
     ask(again, 0)
     again.close()
     assert list(read_record(ledger.path).trials) == [0]
+
+
+def test_weights_are_kept_of_the_best_and_of_who_may_be_registered(ledger):
+    ledger.record.header["definition"]["registry"] = {"within": 0.03}
+    # score and parameters; the third is cheaper than all better ones, the fourth than none
+    for number, (score, size) in enumerate([(0.9, 50), (0.89, 40), (0.88, 30), (0.875, 30)]):
+        ask(ledger, number)
+        finish(ledger, number, score, parameters=size)
+    ask(ledger, 4)
+    finish(ledger, 4, 0.86, parameters=1)  # too far behind the best
+    kept = ledger.record.kept(1)
+    assert [trial.number for trial in kept] == [0, 1, 2]
+    assert ledger.record.choice(ledger.record.ranking()).number == 2
+    ask(ledger, 5)
+    finish(ledger, 5, 0.915, parameters=60)  # leaves the third behind
+    assert ledger.record.choice(ledger.record.ranking()) in kept
+
+
+def test_the_size_of_a_folder_is_that_of_its_files_and_what_goes_counts_nothing(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "file").write_bytes(bytes(70))
+    (tmp_path / "other").write_bytes(bytes(30))
+    assert size_of(tmp_path) == 100
+    assert size_of(tmp_path / "other", tmp_path / "none") == 30
+    monkeypatch.setattr("os.walk", lambda path: [(str(tmp_path), [], ["other", "gone"])])
+    assert size_of(tmp_path) == 30

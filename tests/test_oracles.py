@@ -265,6 +265,22 @@ def test_hyperband_promotes_the_better_half_and_names_their_parents():
         assert (parent.epochs or 0) < (ask.epochs or 0) <= 4
 
 
+def test_hyperband_draws_another_for_one_that_was_refused():
+    oracle, number, promoted = make("hyperband"), 0, 0
+    for _ in range(500):
+        ask = oracle.ask(number)
+        if ask is None:
+            break
+        promoted += ask.parent is not None
+        refused = ask.parent is None and number % 3 == 0
+        told = {"violation": 1.0} if refused else {}
+        oracle.tell(number, ask.values, None if refused else score(ask), **told)
+        number += 1
+    brackets = OracleTable(kind="hyperband").brackets(4)
+    assert ask is None
+    assert promoted == sum(trials for trials, start, _ in brackets if start)
+
+
 def test_hyperband_waits_while_a_promotion_hangs_on_running_trials():
     oracle = make("hyperband")
     number = 0

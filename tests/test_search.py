@@ -151,6 +151,7 @@ def test_networks_whose_epochs_would_take_too_long_are_refused(tmp_path, digits,
     # the same weights when it goes on, though nothing is measured again
     monkeypatch.setattr(search, "probe", None)
     more = run(tmp_path, digits, {**changes, "trials": 5})
+    assert len(more.record.counted()) == 5  # those that were refused do not count
     assert kinds(more).count("speed") == 1
     assert more.record.speed["error"] == pytest.approx(0, abs=1e-6)
 
@@ -511,6 +512,48 @@ def test_a_flat_search_ends_and_a_larger_patience_goes_on(tmp_path, digits, monk
     assert (more.record.end, len(more.record.trials)) == ("flat", 7)
 
 
+def test_a_search_is_not_flat_while_a_trial_that_runs_may_be_better(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: NoTraining(4))
+    outcome = run(tmp_path, digits, {"stop": {"patience": 3}, "trials": 20})
+    trials = outcome.record.trials.values()
+    assert outcome.record.end == "flat"
+    assert len(trials) >= 4
+    assert {trial.status for trial in trials} == {"finished"}
+
+
+def test_a_limit_that_is_reached_while_the_oracle_thinks_is_told_to_those_that_run(
+    tmp_path, digits, monkeypatch
+):
+    told = []
+
+    class Endless(NoTraining):
+        def submit(self, task):
+            if task.trial == 0:
+                name = {"trial": 0, "attempt": 1}
+                self.events.put(("start", {**name, "backend": "none", "threads": 1}))
+            else:
+                super().submit(task)
+
+        def stop(self, when, trial=None):
+            told.append((when, trial))
+            self.events.put(("stopped", {"trial": 0, "attempt": 1}))
+
+    monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: Endless(2))
+    monkeypatch.setattr(search._Search, "over", lambda self: "minutes" if self.late else "")
+    monkeypatch.setattr(search._Search, "late", False, raising=False)
+    asked = search._Search.next
+
+    def think(self):
+        self.late = len(self.record.trials) >= 2
+        return None if self.late else asked(self)
+
+    monkeypatch.setattr(search._Search, "next", think)
+    outcome = run(tmp_path, digits, {"trials": 20})
+    assert outcome.record.end == "minutes"
+    assert told == [("epoch", None)]
+    assert outcome.record.trials[0].status == "stopped"
+
+
 def test_accuracy_and_a_cost_are_searched_for_together(tmp_path, digits):
     several = ["val_accuracy", "parameters"]
     changes = {"objectives": several, "oracle.kind": "tpe", "trials": 4, "training.epochs": 1}
@@ -543,6 +586,23 @@ def test_a_warm_start_trains_the_best_first_and_knows_the_rest(tmp_path, digits,
     assert len(outcome.record.earlier["seen"]) == 4
     more = run(tmp_path, digits, {**changes, "trials": 8}, warm_start="digits")
     assert len(more.record.trials) == 8
+
+
+def test_a_warm_start_from_all_trains_nothing_twice(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: NoTraining(1))
+    changes = {"trials": 5, "oracle.kind": "tpe"}
+    for seed in (1, 2, 3):
+        begun = {"new": seed > 1, "warm_start": "best" if seed > 1 else ""}
+        outcome = run(tmp_path, digits, {**changes, "seed": seed}, **begun)
+    values = [trial.values for trial in outcome.record.trials.values()]
+    assert all(one not in values[:n] for n, one in enumerate(values))
+    # a sweep that was killed before its first line
+    empty = outcome.folder.with_name("digits-29991231-000000")
+    empty.mkdir()
+    (empty / "ledger.jsonl").touch()
+    run(tmp_path, digits, {**changes, "seed": 4}, new=True, warm_start="best")
+    with pytest.raises(DefinitionError, match="expected a sweep in"):
+        run(tmp_path, digits, changes, new=True, warm_start=empty.name)
 
 
 def test_a_warm_start_from_other_epochs_takes_configurations_and_no_scores(

@@ -512,46 +512,68 @@ def test_a_flat_search_ends_and_a_larger_patience_goes_on(tmp_path, digits, monk
     assert (more.record.end, len(more.record.trials)) == ("flat", 7)
 
 
+class Holding(NoTraining):
+    """Ends a trial only when it is told to stop, or has been asked for slots for a while."""
+
+    def __init__(self, slots, trial, score):
+        super().__init__(slots)
+        self.trial, self.score, self.told, self.held, self.calls = trial, score, [], [], 0
+
+    def submit(self, task):
+        super().submit(task)
+        if task.trial == self.trial:
+            kept = []
+            while not self.events.empty():
+                event = self.events.get()
+                (self.held if event[1]["trial"] == task.trial else kept).append(event)
+            self.held[-1][1]["score"] = self.score
+            for event in [*kept, self.held.pop(0)]:  # it starts
+                self.events.put(event)
+
+    def stop(self, when, trial=None):
+        self.told.append((when, trial))
+        self.held = []
+        self.events.put(("stopped", {"trial": self.trial, "attempt": 1}))
+
+    def slots(self):
+        self.calls += 1
+        if self.calls % 100 == 0:
+            while self.held:
+                self.events.put(self.held.pop(0))
+        return super().slots()
+
+
 def test_a_search_is_not_flat_while_a_trial_that_runs_may_be_better(tmp_path, digits, monkeypatch):
-    monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: NoTraining(4))
+    monkeypatch.setattr("cnn_search.driver.TICK_SECONDS", 0.01)
+    monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: Holding(2, 3, 0.9))
     outcome = run(tmp_path, digits, {"stop": {"patience": 3}, "trials": 20})
-    trials = outcome.record.trials.values()
+    # 1, 2 and 4 were no better than 0; then 3 was, and after it three more are tried
     assert outcome.record.end == "flat"
-    assert len(trials) >= 4
-    assert {trial.status for trial in trials} == {"finished"}
+    assert outcome.record.ranking()[0].number == 3
+    assert len(outcome.record.trials) >= 7
 
 
 def test_a_limit_that_is_reached_while_the_oracle_thinks_is_told_to_those_that_run(
     tmp_path, digits, monkeypatch
 ):
-    told = []
-
-    class Endless(NoTraining):
-        def submit(self, task):
-            if task.trial == 0:
-                name = {"trial": 0, "attempt": 1}
-                self.events.put(("start", {**name, "backend": "none", "threads": 1}))
-            else:
-                super().submit(task)
-
-        def stop(self, when, trial=None):
-            told.append((when, trial))
-            self.events.put(("stopped", {"trial": 0, "attempt": 1}))
-
-    monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: Endless(2))
-    monkeypatch.setattr(search._Search, "over", lambda self: "minutes" if self.late else "")
-    monkeypatch.setattr(search._Search, "late", False, raising=False)
-    asked = search._Search.next
+    engine = Holding(3, 0, 0.5)
+    monkeypatch.setattr("cnn_search.driver.TICK_SECONDS", 0.01)
+    monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: engine)
+    late = []
+    monkeypatch.setattr(search._Search, "over", lambda self: "minutes" if late else "")
+    ask = search._Search.next
 
     def think(self):
-        self.late = len(self.record.trials) >= 2
-        return None if self.late else asked(self)
+        trial = ask(self)
+        if trial.number == 1:
+            late.append(trial)
+        return trial
 
     monkeypatch.setattr(search._Search, "next", think)
     outcome = run(tmp_path, digits, {"trials": 20})
     assert outcome.record.end == "minutes"
-    assert told == [("epoch", None)]
-    assert outcome.record.trials[0].status == "stopped"
+    assert engine.told == [("epoch", None)]
+    assert [t.status for t in outcome.record.trials.values()] == ["stopped", "finished"]
 
 
 def test_accuracy_and_a_cost_are_searched_for_together(tmp_path, digits):

@@ -29,6 +29,7 @@ ROOTS = {  # hyperparameters that mean little without each other are one change
     "augmentation": ("shift", "zoom", "flip", "rotation", "crop", "cutout", "fill"),
     "optimiser": ("optimiser", "learning_rate", "sgd_learning_rate", "momentum", "schedule")
     + ("warmup", "batch_size"),
+    "averaging": ("averaging", "lookahead"),
 }
 
 

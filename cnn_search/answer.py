@@ -11,7 +11,7 @@ import numpy as np
 
 from cnn_search import statistics
 from cnn_search.ledger import Record, Trial, unpack_bits
-from cnn_search.progress import changes, duration
+from cnn_search.progress import capital, changes, duration, times
 
 
 def answer(record: Record) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _unscored(record: Record, state: str) -> str:
     text = f"Not an answer yet: trial {best.number} is best by {objective}, {_score(best)}"
     if book is not None and book is not best:
         text += f" against {_score(book)} of {book_of(book.baseline)}"
-    text += ", the highest of several and of one seed each."
+    text += ", the best of several and of one seed each."
     todo = {
         "searching": f" The search is not finished: python -m cnn_search.sweep {name}",
         "scoring": f" The final scoring is not finished: python -m cnn_search.score {name}",
@@ -278,9 +278,9 @@ def _sentence(
     name = against["finalist"] + ("" if against["kept"] else f" ({against['weights']} weights)")
     if winner["finalist"] == against["finalist"]:
         return (
-            f"The search found nothing better than {book_of(name)}: of the configurations that "
-            f"were trained anew it has the best validation, and {_percent(winner)} of test "
-            f"accuracy ({n}). {sweep}"
+            f"The search found nothing better than {book_of(against['finalist'])}: of the "
+            f"configurations that were trained anew it has the best validation, and "
+            f"{_percent(winner)} of test accuracy ({n}). {sweep}"
         )
     difference = found["differences"][against["name"]]
     gain = 100 * difference["mean"]
@@ -290,17 +290,20 @@ def _sentence(
             f"95 % interval {100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}"
         )
     said = (
-        f"{winner['name'].capitalize()} classifies {_percent(winner)} of the test images right, "
+        f"{capital(winner['name'])} classifies {_percent(winner)} of the test images right, "
         f"{book_of(name)} {_percent(against)}: {gain:+.2f} points ({interval}; {n})"
     )
     cost = (
-        f"{winner['parameters'] / against['parameters']:.2g} times its parameters and "
-        f"{winner['training_flops'] / against['training_flops']:.2g} times its training FLOPs"
+        f"{times(winner['parameters'] / against['parameters'])} its parameters and "
+        f"{times(winner['training_flops'] / against['training_flops'])} its training FLOPs"
     )
     if difference["decided"]:
         verdict = "better" if gain > 0 else "worse"
         return f"{said}, so it is {verdict}, at {cost}. {sweep}"
     needed = difference["seeds_needed"]
+    if difference["low"] is None:
+        unknown = "one seed does not tell how much seeds differ"
+        return f"{said}: undecided, {unknown}; at {cost}. {sweep}"
     more = (
         f"about {needed} seeds each would decide it"
         if needed

@@ -80,7 +80,7 @@ def build(
     convolutions = [layer for layer in model.layers if hasattr(layer, "kernel")]
     model.trainable = True
     for layer in model.layers:
-        layer.trainable = layer in convolutions[len(convolutions) - trained :]
+        layer.trainable = layer in convolutions[max(0, len(convolutions) - trained) :]
     return model
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,8 @@ def run(
         name, data_dir=data_dir, train_limit=train_limit, validation=baseline.validation
     )
     mark = f"{protocol.epochs}-{seed}-{dataset.digest[:8]}"
+    if which in space.recipes:  # which may change, as a tutorial does not
+        mark += f"-{zlib.crc32(repr(baseline.configuration).encode()):08x}"
     folder = mlruns / "baselines" / f"{name}-{which}-{mark}"
     record = folder / "result.json"
     if new and folder.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,8 +77,8 @@ class Dashboard:
         """Return the best so far by trial as a line of blocks, and how many reached each rung."""
         record, lines = self.record, []
         sign = 1 if record.header["direction"] == "max" else -1
-        scores = [t.result["score"] for t in record.trials.values() if t.status == "finished"]
-        best = [sign * max(sign * s for s in scores[: i + 1]) for i in range(len(scores))]
+        scores = [t.result["score"] for t in record.trials.values() if record.is_ranked(t)]
+        best = list(itertools.accumulate(scores, max if sign > 0 else min))
         if best:
             objective = record.definition["objective"]
             shown = _line([sign * value for value in best])

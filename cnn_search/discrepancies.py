@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 
 # first of all that import mlflow: it says how mlflow is to behave
-from cnn_search.store import Store  # isort: skip
+from cnn_search.store import Store, all_pages  # isort: skip
 import mlflow
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
@@ -247,9 +247,9 @@ def find_strangers(store: Store, name: str | None, known: Collection[str]) -> It
     Elsewhere their drivers may be alive, so that only runs of a store of our own are ended.
     """
     client, query = store.client(), f"tags.`{MARK}` LIKE '%'"
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    experiments = [found.experiment_id for found in all_pages(client.search_experiments)]
     found: dict[str, list[Run]] = {}
-    for run in client.search_runs(experiments, query, max_results=50_000):
+    for run in all_pages(client.search_runs, experiments, query):
         found.setdefault(run.data.tags[MARK], []).append(run)
     strangers = {s: runs for s, runs in found.items() if s not in known and _is_called(s, name)}
     for sweep, runs in sorted(strangers.items()):
@@ -264,7 +264,7 @@ def find_strangers(store: Store, name: str | None, known: Collection[str]) -> It
                 yield Finding(sweep, f"{what}; its driver may be on another machine", note=True)
             else:
                 yield Finding(sweep, what, "set KILLED, now", partial(_kill, store, left, None))
-    for model in client.search_registered_models():
+    for model in all_pages(client.search_registered_models):
         if name in (None, model.name):
             yield from _compare_versions(store, model.name, None, known)
 

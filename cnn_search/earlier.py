@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cnn_search.errors import DefinitionError
 from cnn_search.ledger import Event, Trial, find_sweep, read_record, sweeps_folder
-from cnn_search.spaces import outside
+from cnn_search.spaces import outside, with_defaults
 
 FIRST = 3  # so many of the best are trained first
 
 
 def recall(
-    mlruns: Path, name: str, header: Event, space: Any, besides: Sequence[Mapping[str, Any]]
+    mlruns: Path,
+    name: str,
+    header: Event,
+    whole: Any,
+    space: Any,
+    besides: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Return what a new sweep can take from earlier ones.
 
@@ -23,7 +29,8 @@ def recall(
         name: Of a sweep: its newest one, or the very one with its date; or "best": all sweeps whose
             scores can be compared.
         header: Of the new sweep.
-        space: Its declared, narrowed `keras_tuner.HyperParameters`.
+        whole: Its declared `keras_tuner.HyperParameters`.
+        space: The same, narrowed.
         besides: What it tries anyway: values by name.
 
     Returns:
@@ -44,7 +51,12 @@ def recall(
             + (" with the same images, objective and [training]" if name == "best" else "")
             + "; there is none. Leave it out."
         )
-    trials = [trial for record in records for trial in record.ranking()]
+    # what the space has had added since was at its default
+    trials = [
+        dataclasses.replace(trial, values=with_defaults(whole, trial.values))
+        for record in records
+        for trial in record.ranking()
+    ]
     fitting = [trial for trial in trials if not outside(space, trial.values)]
     if not fitting:
         names = sorted({name for trial in trials for name in outside(space, trial.values)})

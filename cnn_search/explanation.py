@@ -31,8 +31,9 @@ def attributions(
         index: Of the class.
         steps: How many images on the way.
     """
-    views = [layer for layer in model.layers if isinstance(layer, keras.Model)]
-    single = views[0] if views else model
+    names = [layer.name for layer in model.layers]
+    inner = [layer for layer in model.layers if isinstance(layer, keras.Model)]
+    single = inner[0] if "views" in names else model
     # the same layers behind an input that has a gradient, which whole numbers have not
     smooth = keras.models.clone_model(single, keras.Input(image.shape, dtype="float32"))
     smooth.set_weights(single.get_weights())

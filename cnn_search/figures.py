@@ -123,7 +123,7 @@ def draw_explanations(
     rows = figure.subplots(len(images), 2, squeeze=False)
     for (left, right), image, part, caption in zip(rows, images, parts, captions, strict=True):
         left.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-        left.set_title(caption)
+        left.set_title(caption, parse_math=False)
         most = float(np.abs(part).max()) or 1.0
         drawn = right.imshow(part, cmap=colours, vmin=-most, vmax=most)
         bar = figure.colorbar(drawn, ax=right, shrink=0.8)

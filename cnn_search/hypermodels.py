@@ -20,6 +20,7 @@ from keras import layers
 
 from cnn_search import backend
 from cnn_search.errors import DefinitionError
+from cnn_search.network import layers_of
 
 DEFAULTS = "defaults"  # the baseline: what the code builds if nothing is chosen
 
@@ -281,4 +282,4 @@ def _ends(known: Any) -> list[tuple[str, Any]]:
 def _scale(model: Any) -> float:
     """Return what a pixel in 0..255 is multiplied by, for a model to get it as it wants it."""
     own = (layers.Rescaling, layers.Normalization)
-    return 1.0 if any(isinstance(layer, own) for layer in model.layers) else 1 / 255
+    return 1.0 if any(isinstance(layer, own) for layer in layers_of(model)) else 1 / 255

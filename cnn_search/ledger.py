@@ -304,22 +304,28 @@ class Record:
         """Return the trials that the definition's `trials` counts: all but those refused."""
         return [trial for trial in self.trials.values() if trial.status != "refused"]
 
-    def ranking(self) -> list[Trial]:
-        """Return the finished trials of full fidelity, best first, each configuration once.
+    def is_ranked(self, trial: Trial) -> bool:
+        """Return whether a trial finished at full fidelity, and keeps to the constraints.
 
-        Those whose network breaks the constraints, as the baseline's may, are left out.
+        The baseline is trained though its network may break them.
+        """
+        limits = self.definition.get("constraints", {})
+        full = trial.epochs == self.definition["training"]["epochs"]
+        return trial.status == "finished" and full and not violations(trial.costs, limits)
+
+    def lineage(self, trial: Trial) -> list[Trial]:
+        """Return a trial of the search after those that it goes on from, the first one first."""
+        if trial.parent is None:
+            return [trial]
+        return [*self.lineage(self.trials[trial.parent]), trial]
+
+    def ranking(self) -> list[Trial]:
+        """Return the trials that are ranked (see `is_ranked`), best first, each configuration once.
 
         Ties in the objective are broken by validation loss, then by fewer parameters, then by age.
         """
         maximise = self.header["direction"] == "max"
-        full = self.definition["training"]["epochs"]
-        limits = self.definition.get("constraints", {})
-        finished = [
-            trial
-            for trial in self.trials.values()
-            if trial.status == "finished" and trial.epochs == full
-            if not (limits and violations(trial.costs, limits))
-        ]
+        finished = [trial for trial in self.trials.values() if self.is_ranked(trial)]
 
         def rank(trial: Trial) -> tuple[float, float, int, int]:
             score = trial.result["score"]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 # first of all that import mlflow: it says how mlflow is to behave
-from cnn_search.store import Store, first_line  # isort: skip
+from cnn_search.store import Store, all_pages, first_line  # isort: skip
 import mlflow
 from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.entities.model_registry import ModelVersion
@@ -189,15 +189,11 @@ def list_models(store: Store) -> list[dict[str, Any]]:
 
 def _holders(client: mlflow.MlflowClient, alias: str) -> Iterator[ModelVersion]:
     """Yield the versions of ours that have an alias."""
-    token: str | None = ""
-    while token is not None:
-        page = client.search_registered_models(max_results=1000, page_token=token or None)
-        for model in page:
-            if alias in (model.aliases or {}):
-                version = client.get_model_version_by_alias(model.name, alias)
-                if MARK in version.tags:  # others may use the same server
-                    yield version
-        token = page.token or None
+    for model in all_pages(client.search_registered_models, max_results=1000):
+        if alias in (model.aliases or {}):
+            version = client.get_model_version_by_alias(model.name, alias)
+            if MARK in version.tags:  # others may use the same server
+                yield version
 
 
 def show_model(store: Store, name: str, alias: str = CHAMPION) -> dict[str, Any]:

@@ -284,7 +284,9 @@ def whiten(model: Any, images: npt.NDArray[np.uint8]) -> None:
     found = [layer for layer in model.layers if layer.name == "whitening"]
     for layer in found:
         before = keras.Model(model.input, layer.input)
-        maps = ops.convert_to_numpy(before(images[:WHITENED]))
+        pixels = images.shape[1] * images.shape[2]
+        few = min(WHITENED, WHITENED * 32 * 32 // pixels)  # of photographs: they need gigabytes
+        maps = ops.convert_to_numpy(before(images[: max(few, 1)]))
         patches = np.lib.stride_tricks.sliding_window_view(maps, (2, 2), (1, 2))
         # (n, row, column, channel, 2, 2) -> (patches, 2 * 2 * channels), as a kernel is laid out
         flat = np.moveaxis(patches, 3, 5).reshape(-1, 4 * maps.shape[-1])
@@ -452,6 +454,14 @@ def _add_head(x: Any, network: NetworkConfig, seeds: Iterator[int | None]) -> An
     return x
 
 
+def layers_of(model: Any) -> Iterator[Any]:
+    """Yield the layers of a model, and those of the models that are among them."""
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from layers_of(layer)
+
+
 def count_flops(model: Any) -> int:
     """Count the floating-point operations of a forward pass over one image.
 
@@ -459,9 +469,7 @@ def count_flops(model: Any) -> int:
     (biases, normalisation, activations, pooling) is a few per cent and does not.
     """
     flops = 0
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            flops += count_flops(layer)
+    for layer in layers_of(model):
         for kernel in ("kernel", "depthwise_kernel", "pointwise_kernel"):
             if hasattr(layer, kernel):
                 places = math.prod(layer.output.shape[1:-1])

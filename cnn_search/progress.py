@@ -104,6 +104,16 @@ class Reporter:
             self.say(f"{self._name(record, trial)}: epoch {event['epoch']}/{trial.epochs}  {news}")
 
 
+def capital(text: str) -> str:
+    """Return a text with its first letter in upper case, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def times(ratio: float) -> str:
+    """Return a ratio in words."""
+    return f"{ratio:,.0f} times" if ratio >= 100 else f"{ratio:.2g} times"
+
+
 def planned(record: Record) -> list[Trial]:
     """Return the retrainings of the last plan: none of an earlier one, or of an ablation."""
     values = [finalist["values"] for finalist in record.plans[-1]["finalists"]]
@@ -119,6 +129,8 @@ def time_left(record: Record, epochs: int, minutes: float | None) -> str:
         minutes: The limit of its search, if it has one.
     """
     trials = list(record.trials.values())
+    if record.job == "final" and record.scored:
+        return "ablation"  # how many trainings it takes shows when the changes are in order
     if record.job == "final" and record.plans:
         trials = planned(record)
     seconds = [s for trial in trials for s in trial.seconds.values()]
@@ -126,6 +138,7 @@ def time_left(record: Record, epochs: int, minutes: float | None) -> str:
         return "no epoch yet"
     early = [trial for trial in trials if trial.status in ("pruned", "failed")]
     saved = sum(trial.epochs - len(trial.curve) for trial in early)
+    saved += sum(trial.epochs - trial.result["epochs"] for trial in trials if trial.result)
     each = sum(seconds) / (len(seconds) + saved)
     left = max(0, epochs - len(seconds) - saved) * each
     if minutes and record.job == "search":

@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 # first of all that import mlflow: it says how mlflow is to behave
-import cnn_search.store  # noqa: F401 # isort: skip
+from cnn_search.store import all_pages  # isort: skip
 import mlflow
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
@@ -167,14 +167,9 @@ def count_challenges(client: mlflow.MlflowClient, test_digest: str) -> int:
     Whatever the model's name: the images are used up all the same. A registered model that is
     deleted takes its count along.
     """
-    count, token = 0, None
-    while True:
-        page = client.search_registered_models(max_results=1000, page_token=token)
-        for move in (move for model in page for move in read_history(model)):
-            challenge = move["challenge"]
-            count += challenge is not None and challenge["test_digest"] == test_digest[:16]
-        if not (token := page.token):
-            return count
+    models = all_pages(client.search_registered_models, max_results=1000)
+    challenges = [move["challenge"] for model in models for move in read_history(model)]
+    return sum(c is not None and c["test_digest"] == test_digest[:16] for c in challenges)
 
 
 def _champion(client: mlflow.MlflowClient, model: RegisteredModel) -> ModelVersion | None:

@@ -102,7 +102,8 @@ class Retrainer(Driver):
                     epochs=self.definition.training.epochs,
                 )
                 return self.trials[number]
-        self.no_more = "finished"
+        if not self.running:  # what is wanted next may hang on those
+            self.no_more = "finished"
         return None
 
     def over(self) -> str:

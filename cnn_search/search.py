@@ -140,7 +140,7 @@ class _Search(Driver):
         self.too_large = False
         self._undone: dict[int, Event] = {}  # epochs after which a kill was faster than "pruned"
         space = make_space(setup, dataset)
-        whole = declared(space)
+        self.whole = whole = declared(space)
         self.fingerprint = fingerprint(whole)
         left = searched(definition, whole)
         self.oracle = Oracle(
@@ -163,8 +163,7 @@ class _Search(Driver):
                 del self.recipes[name]
                 say(f"recipe {name}: left out, as the space is without its {', '.join(wrong)}")
         self.tries = [complete(whole, self.baselines[0][1], values) for values in tries]
-        besides = [*dict(self.baselines).values(), *self.recipes.values(), *self.tries]
-        space.fetch(left, besides)
+        space.fetch(left, self.besides())
         self.earlier: dict[str, Any] = {}  # the event of that name, until it is written
         self.first: list[Mapping[str, Any]] = []  # configurations of earlier sweeps
 
@@ -179,14 +178,17 @@ class _Search(Driver):
             DefinitionError: there is nothing to take, or the sweep began without.
         """
         if not (self.folder / "ledger.jsonl").exists():
-            besides = [*dict(self.baselines).values(), *self.recipes.values()]
             space = self.oracle.keras_tuner.get_space()
-            self.earlier = recall(mlruns, name, self._header(), space, besides)
+            self.earlier = recall(mlruns, name, self._header(), self.whole, space, self.besides())
         elif not read_record(self.folder / "ledger.jsonl").earlier:
             raise DefinitionError(
                 f"--warm-start {name}: expected a new sweep; {self.folder.name} has begun without. "
                 "Start another with --new, or leave it out."
             )
+
+    def besides(self) -> list[Mapping[str, Any]]:
+        """Return what is tried whatever the oracle says."""
+        return [*dict(self.baselines).values(), *self.recipes.values(), *self.tries]
 
     def too_few_points(self) -> str:
         """Return that the space has fewer points than there are trials; else ""."""
@@ -267,7 +269,8 @@ class _Search(Driver):
             return self._ask(number, "try", Ask(self.tries.pop(0)))
         taken = len(self.record.counted())
         if self.definition.oracle.kind != "hyperband" and taken >= self.definition.trials:
-            self.no_more = "finished"
+            if not self.running:  # one of those may be refused, and does not count then
+                self.no_more = "finished"
             return None
         if self._is_flat():
             if not self.running:  # one of those may be better

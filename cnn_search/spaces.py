@@ -149,6 +149,21 @@ def size(space: Any, most: int) -> int:
     return count(list(space.space))
 
 
+def with_defaults(space: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of all hyperparameters that are active, defaults where none is given.
+
+    Values of names that the space does not have are kept.
+    """
+    hps = space.copy()
+    hps.values = dict(values)
+    for hp in space.space:  # parents come first; KerasTuner's own filling-in is random
+        if hps.is_active(hp):
+            hps.values.setdefault(hp.name, hp.default)
+    active = {hp.name: hps.values[hp.name] for hp in space.space if hps.is_active(hp)}
+    names = {hp.name for hp in space.space}
+    return {**active, **{name: value for name, value in values.items() if name not in names}}
+
+
 def complete(space: Any, baseline: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a whole configuration: `values` on top of a baseline's, defaults for the rest.
 
@@ -157,12 +172,9 @@ def complete(space: Any, baseline: Mapping[str, Any], values: Mapping[str, Any])
     """
     entries = {hp.name: hp for hp in space.space}
     known = {n: coerce(entries[n], v) for n, v in values.items() if n in entries}
-    filled = space.copy()
-    filled.values = {**baseline, **{n: v for n, v in known.items() if v is not None}}
-    for hp in space.space:  # parents come first; KerasTuner's own filling-in is random
-        if filled.is_active(hp):
-            filled.values.setdefault(hp.name, hp.default)
-    whole = {hp.name: filled.values[hp.name] for hp in space.space if filled.is_active(hp)}
+    given = {n: v for n, v in known.items() if v is not None}
+    usual = {name: value for name, value in baseline.items() if name in entries}
+    whole = with_defaults(space, {**usual, **given})
     for name, value in values.items():
         if name not in entries:
             expected = f"a hyperparameter of the space ({', '.join(entries)})"

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from cnn_search import backend
 from cnn_search.datasets import Dataset, Part
-from cnn_search.network import count_flops
+from cnn_search.network import count_flops, layers_of
 from cnn_search.optimisation import VALIDATION_BATCH
 
 STEPS, FIRST = 8, 3  # measured; before them, the graph is made and memory is warm
@@ -76,7 +76,7 @@ def work_of(model: Any, step: tuple[int, bool]) -> tuple[float, ...]:
         step: How many images it has, and whether they are moved by augmentation.
     """
     batch, moved = step
-    maps = sum(math.prod(layer.output.shape[1:]) for layer in model.layers)
+    maps = sum(math.prod(layer.output.shape[1:]) for layer in layers_of(model))
     parts = (1, batch * count_flops(model) / 1e9, batch * maps / 1e7, batch * moved / 1e3)
     return (*parts, model.count_params() / 1e7)
 

@@ -11,9 +11,10 @@ import os
 import re
 import sqlite3
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 # read when mlflow is imported: no telemetry, and no two-minute waits for a dead server
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -107,14 +108,9 @@ def find_runs(store: Store, experiment_id: str, tag: str, value: str) -> Iterato
     Raises:
         TrackingError: the server does not answer.
     """
-    client, token = store.client(), None
     query = f"tags.`{tag}` = '{value}'"
     try:
-        while True:
-            page = client.search_runs([experiment_id], query, page_token=token)
-            yield from page
-            if not (token := page.token):
-                return
+        yield from all_pages(store.client().search_runs, [experiment_id], query)
     except MlflowException as error:
         raise TrackingError(
             f"MLflow: expected the runs with {tag} {value!r} from {store.address}; received "
@@ -261,6 +257,16 @@ def _create(database: Path) -> None:
             f"{database.parent}: expected a folder that can be written; {first_line(error)}. "
             "Correct it or pass --mlruns."
         ) from None
+
+
+def all_pages(search: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[Any]:
+    """Yield what one of MLflow's searches finds, page after page."""
+    token = None
+    while True:
+        page = search(*arguments, **options, page_token=token)
+        yield from page
+        if not (token := page.token):
+            return
 
 
 def without_secrets(text: str) -> str:

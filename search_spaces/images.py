@@ -253,7 +253,9 @@ class Space(keras_tuner.HyperModel):
             blocks[0] = dataclasses.replace(blocks[0], padding="same")
         head = choose("head", ("flatten", "average", "max"))
         dense_units = choose("dense_units", self.dense_units)
-        with hp.conditional_scope("dense_units", [units for units in self.dense_units if units]):
+        with hp.conditional_scope(
+            "dense_units", [units for units in self.dense_units if units] or [1]
+        ):
             head_normalisation = choose("head_normalisation", ("none", "batch"))
         pixels: dict[str, Any] = {}
         if choose("standardise", (False, True)):
@@ -302,7 +304,7 @@ class Space(keras_tuner.HyperModel):
         with hp.conditional_scope("schedule", ["cosine"]):
             warmup = hp.Choice("warmup", [0.0, 0.05, 0.1, 0.2], default=0.0)
         averaging = choose("averaging", self.averaging)
-        with hp.conditional_scope("averaging", [share for share in self.averaging if share]):
+        with hp.conditional_scope("averaging", [s for s in self.averaging if s] or [1.0]):
             lookahead = choose("lookahead", self.lookahead)
         return TrainingConfig(
             optimiser=optimiser,

@@ -65,7 +65,8 @@ class Space(images.Space):
         choices = [set(entry.values) for entry in hp.space if entry.name == "backbone"]
         for name in sorted(set.union(*choices, {point["backbone"] for point in points})):
             side = self.resize_to[0]
-            backbones.build(name, self._weights_of(name), (side, side, 3))
+            shape = (side, side) if side else self.input_shape[:2]
+            backbones.build(name, self._weights_of(name), (*shape, 3))
 
     def flatten(self, configuration: Configuration) -> dict[str, Any]:
         """Return the fields of a configuration by the names of the hyperparameters."""

@@ -106,6 +106,8 @@ def test_the_last_three_convolutions_of_vgg16_are_its_last_block(weights: Path) 
     model = backbones.build("vgg16", str(weights), (32, 32, 3), trained=3)
     trained = [layer.name for layer in model.layers if layer.trainable_weights]
     assert trained == ["block5_conv1", "block5_conv2", "block5_conv3"]
+    whole = backbones.build("vgg16", str(weights), (32, 32, 3), trained=20)  # it has 13
+    assert sum(bool(layer.trainable_weights) for layer in whole.layers) == 13
 
 
 def test_flops_are_counted_inside_a_backbone(weights: Path) -> None:

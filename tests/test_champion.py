@@ -192,6 +192,19 @@ def test_what_the_pixels_add_sums_up_to_the_probability(
     assert not parts[digits[0][..., 0] == 0].any()
 
 
+def test_a_model_in_a_model_is_explained_with_what_is_around_it() -> None:
+    keras.utils.set_random_seed(1)
+    inner = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Conv2D(2, 3)])
+    image = keras.Input((4, 4, 3), dtype="uint8")
+    x = keras.layers.Flatten()(inner(keras.layers.Rescaling(1 / 255)(image)))
+    model = keras.Model(image, keras.layers.Dense(3, activation="softmax")(x))
+    photo = np.random.default_rng(1).integers(0, 256, (4, 4, 3), np.uint8)
+    black, shown = model.predict(np.stack([0 * photo, photo]), verbose=0)
+    parts = explanation.attributions(model, photo, 2)
+    assert parts.shape == (4, 4)
+    assert parts.sum() == pytest.approx(shown[2] - black[2], abs=0.01)
+
+
 def test_a_model_of_several_views_is_explained_by_the_image_itself(rich_model: Champion) -> None:
     image = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
     single = next(one for one in rich_model.model.layers if isinstance(one, keras.Model))

@@ -8,7 +8,8 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -423,6 +424,13 @@ def test_every_baseline_has_the_parameters_that_its_tutorial_prints(
     }
 
 
+def raising(message: str) -> Callable[..., None]:
+    def train(*arguments: Any) -> None:
+        raise AssertionError(message)
+
+    return train
+
+
 def test_a_baseline_is_tested_once_with_its_last_and_best_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,10 +445,7 @@ def test_a_baseline_is_tested_once_with_its_last_and_best_weights(
         assert f"test, {weights} weights: accuracy " in first.out
     assert "may differ by the epochs: 1 instead of 50" in first.out
 
-    def train(*arguments: Any) -> None:
-        raise AssertionError("the result is on record")
-
-    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(training, "train", raising("the result is on record"))
     baseline.main.main(command, standalone_mode=False)
     assert capsys.readouterr() == (first.out, "")
     baseline.main.main([*command, "--json"], standalone_mode=False)
@@ -465,6 +470,14 @@ def test_a_recipe_is_trained_on_all_images_and_compared_with_no_tutorial(
     assert "trained on 300 images, validated on 0, tested once on 359" in said
     assert "test, last weights: accuracy " in said
     assert not re.search("tutorial|differ|best weights", said)
+    # another recipe of that name is another training
+    changed = dataclasses.replace(recipe, training=training.TrainingConfig("sgd"))
+    for known, message in ((recipe, None), (changed, "the result is on record")):
+        monkeypatch.setattr(space, "recipes", {"other": known})
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "train", raising("the result is on record"))
+            with pytest.raises(AssertionError, match=message) if message else nullcontext():
+                baseline.main.main([*command, str(tmp_path)], standalone_mode=False)
 
 
 def test_an_unknown_baseline_is_answered_with_those_there_are(tmp_path: Path) -> None:

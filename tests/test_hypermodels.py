@@ -11,7 +11,7 @@ import pytest
 import test_tracking as tiny
 from click.testing import CliRunner
 
-from cnn_search import datasets, sweep
+from cnn_search import datasets, hypermodels, sweep
 from cnn_search.errors import DefinitionError
 from cnn_search.ledger import find_sweep, read_record
 from cnn_search.network import count_flops
@@ -53,6 +53,13 @@ def test_all_that_the_guide_varies_is_found_also_what_only_a_deeper_network_has(
         + ["batch_size", "shuffle"]
     )
     assert made(GUIDE, digits, tmp_path).baseline_values("defaults")["num_layers"] == 1
+
+
+def test_a_model_that_scales_its_pixels_deep_inside_gets_them_whole() -> None:
+    for layers, scale in (([keras.layers.Rescaling(1 / 255)], 1.0), ([], 1 / 255)):
+        front = keras.Sequential([keras.Input((8, 8, 1)), *layers, keras.layers.Flatten()])
+        model = keras.Sequential([keras.Input((8, 8, 1)), front, keras.layers.Dense(10)])
+        assert hypermodels._scale(model) == scale
 
 
 def test_whole_numbers_without_a_step_are_any_in_their_range(

@@ -150,6 +150,18 @@ def test_whitening_gives_the_principal_directions_of_the_training_images_patches
     assert np.diag(covariance).min() >= 0
 
 
+def test_a_whitening_takes_fewer_photographs_the_larger_they_are() -> None:
+    network = NetworkConfig((BlockConfig(2),), whitening=True)
+    images = np.random.default_rng(1).integers(0, 256, (320, 128, 128, 1), np.uint8)
+    kernels = []
+    for count in (312, 320, 300):
+        model = build_network(network, (128, 128, 1), 10)
+        whiten(model, images[:count])
+        kernels.append(model.get_layer("whitening").get_weights()[0])
+    np.testing.assert_array_equal(kernels[0], kernels[1])  # 5000 of 32x32 pixels, 312 of these
+    assert (kernels[0] != kernels[2]).any()
+
+
 def test_whitening_learns_its_offsets_alone(images: Any) -> None:
     keras.utils.set_random_seed(1)
     network = NetworkConfig((BlockConfig(2),), whitening=True)

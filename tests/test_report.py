@@ -34,11 +34,13 @@ BASELINE |= {"dropout_1": 0.2, "dropout_2": 0.3, "head_dropout": 0.5, "optimiser
 BASELINE |= {"learning_rate": 1e-3, "kernel": 3}
 
 
-def begin(path: Path, *, objective: str = "val_accuracy", oracle: str = "random") -> Ledger:
+def begin(
+    path: Path, *, objective: str = "val_accuracy", oracle: str = "random", **tables: Any
+) -> Ledger:
     """Return an open ledger with its first two lines."""
     table = {"name": "digits", "data": "digits", "search_space": "digits", "objective": objective}
     table |= {"training": {"epochs": EPOCHS}, "oracle": {"kind": oracle}}
-    definition = Definition.model_validate(table)
+    definition = Definition.model_validate({**table, **tables})
     path.parent.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(path)
     ledger.open()
@@ -70,12 +72,14 @@ def draw(number: int) -> dict[str, Any]:
     return values | {rate: float(10 ** rng.uniform(-4, -2))}
 
 
-def train(ledger: Ledger, key: dict[str, int], score: float, epochs: int = EPOCHS) -> None:
-    """Write a training that finishes."""
+def train(
+    ledger: Ledger, key: dict[str, int], score: float, epochs: int = EPOCHS, trained: int = 0
+) -> None:
+    """Write a training that finishes, or goes on from where another has trained."""
     ledger.append("start", **key, attempt=1, backend="tensorflow", threads=2)
     minimise = ledger.record.header["direction"] == "min"
     metrics: dict[str, float] = {}
-    for epoch in range(1, epochs + 1):
+    for epoch in range(trained + 1, epochs + 1):
         part = epoch / epochs
         metrics = {"val_accuracy": score * part, "val_loss": 2 - score * part}
         ledger.append("epoch", **key, attempt=1, epoch=epoch, metrics=metrics, seconds=1.5)
@@ -95,15 +99,17 @@ def train(ledger: Ledger, key: dict[str, int], score: float, epochs: int = EPOCH
     )
 
 
-def ask(ledger: Ledger, number: int, epochs: int = EPOCHS) -> dict[str, int]:
+def ask(
+    ledger: Ledger, number: int, epochs: int = EPOCHS, parent: int | None = None, **values: Any
+) -> dict[str, int]:
     """Write an ask; trial 0 is the baseline. Return the trial's key."""
     ledger.append(
         "ask",
         trial=number,
-        values=draw(number) if number else BASELINE,
+        values={**(draw(number) if number else BASELINE), **values},
         seed=number + 1,
         epochs=epochs,
-        parent=None,
+        parent=parent,
         source="oracle" if number else "baseline",
         baseline="" if number else "vgg_bn",
         oracle={},
@@ -152,13 +158,18 @@ def retrain(ledger: Ledger, number: int, finalist: dict[str, Any]) -> dict[str, 
     return {"final": number}
 
 
-def score(ledger: Ledger, *, winner: int = 1, gain: float = 0.2, lost: str = "") -> None:
-    """Write a final scoring in which the finalist `winner` is right by `gain` more often."""
+def score(
+    ledger: Ledger, *, winner: int = 1, gain: float = 0.2, lost: str = "", left: int = 0
+) -> None:
+    """Write a final scoring in which the finalist `winner` is right by `gain` more often.
+
+    Of the finalist `lost` all seeds fail but `left`.
+    """
     finalists = plan(ledger)
     for number in range(SEEDS * len(finalists)):
         finalist = finalists[number % len(finalists)]
         key = retrain(ledger, number, finalist)
-        if finalist["name"] == lost:
+        if finalist["name"] == lost and number >= left * len(finalists):
             fail(ledger, key)
             continue
         wins = number % len(finalists) == winner
@@ -357,6 +368,31 @@ def the_book_s_seeds_failed(path):
     ledger = begin(path)
     search(ledger, 12)
     score(ledger, lost="vgg_bn")
+    return ledger
+
+
+@state
+def one_of_the_book_s_seeds_is_left(path):
+    ledger = begin(path)
+    search(ledger, 12)
+    score(ledger, gain=0.02, lost="vgg_bn", left=1)
+    return ledger
+
+
+@state
+def the_baseline_breaks_the_constraints(path):
+    ledger = begin(path, constraints={"parameters": ">= 10_100"})
+    search(ledger, 12)
+    return ledger
+
+
+@state
+def a_depth_and_filters_in_words(path):
+    ledger = begin(path)
+    train(ledger, ask(ledger, 0), 0.7)
+    for number in range(1, 14):
+        train(ledger, ask(ledger, number, depth="deep" if number % 2 else 2, filters_1="few"), 0.6)
+    ledger.append("end", reason="finished")
     return ledger
 
 
@@ -568,6 +604,49 @@ def test_only_full_fidelity_is_ranked(tmp_path):
         "trial 7",
     }
     assert "Hyperband trained only survivors to full length" in made.markdown
+
+
+def test_of_a_promoted_trial_all_epochs_count(tmp_path):
+    ledger = begin(tmp_path / "ledger.jsonl", oracle="hyperband")
+    train(ledger, ask(ledger, 0), 0.7)
+    train(ledger, ask(ledger, 1, epochs=1), 0.5, epochs=1)
+    train(ledger, ask(ledger, 2, parent=1), 0.9, trained=1)
+    ledger.close()
+    found = page.make(tmp_path / "ledger.jsonl").twin
+    costs = {cost["name"]: cost["best"] for cost in found["comparison"]["costs"]}
+    assert costs["training_seconds"] == EPOCHS * 1.5
+    assert costs["training_flops"] == 3 * 2_002_000 * 1000 * EPOCHS
+    (best,) = [line for line in found["curves"]["lines"] if line["role"] == "best"]
+    assert [len(seed) for seed in best["values"]["val_accuracy"]] == [EPOCHS]
+
+
+def test_a_baseline_that_breaks_the_constraints_is_shown_and_is_no_best(tmp_path):
+    STATES["the_baseline_breaks_the_constraints"](tmp_path / "ledger.jsonl").close()
+    found = page.make(tmp_path / "ledger.jsonl").twin
+    assert found["history"][0]["score"] is not None
+    assert found["history"][0]["best"] is None
+    roles = {line["role"]: line["name"] for line in found["curves"]["lines"]}
+    assert roles["baseline"] == "trial 0 (vgg_bn)"
+    assert set(roles) == {"baseline", "best"}
+
+
+def test_one_seed_does_not_say_how_many_would_decide(tmp_path):
+    STATES["one_of_the_book_s_seeds_is_left"](tmp_path / "ledger.jsonl").close()
+    made = page.make(tmp_path / "ledger.jsonl")
+    said = made.twin["answer"]["sentence"]
+    assert "undecided, one seed does not tell how much seeds differ" in said
+    assert "no number" not in made.markdown
+
+
+def test_an_ablation_of_another_winner_or_book_is_not_this_answer_s(tmp_path):
+    STATES["taken_apart"](tmp_path / "ledger.jsonl").close()
+    record = read_record(tmp_path / "ledger.jsonl")
+    assert answer(record)["ablation"]
+    for where, key in ((record.ablation, "winner"), (record.plans[-1]["finalists"][0], "name")):
+        before, where[key] = where[key], "another"
+        assert answer(record)["ablation"] is None
+        where[key] = before
+    assert answer(record)["ablation"]
 
 
 def test_a_long_table_and_a_large_figure_say_what_they_leave_out(tmp_path):

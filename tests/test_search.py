@@ -515,9 +515,9 @@ def test_a_flat_search_ends_and_a_larger_patience_goes_on(tmp_path, digits, monk
 class Holding(NoTraining):
     """Ends a trial only when it is told to stop, or has been asked for slots for a while."""
 
-    def __init__(self, slots, trial, score):
+    def __init__(self, slots, trial, **end):
         super().__init__(slots)
-        self.trial, self.score, self.told, self.held, self.calls = trial, score, [], [], 0
+        self.trial, self.end, self.told, self.held, self.calls = trial, end, [], [], 0
 
     def submit(self, task):
         super().submit(task)
@@ -526,7 +526,8 @@ class Holding(NoTraining):
             while not self.events.empty():
                 event = self.events.get()
                 (self.held if event[1]["trial"] == task.trial else kept).append(event)
-            self.held[-1][1]["score"] = self.score
+            kind, fields = self.held.pop()
+            self.held.append((self.end.pop("kind", kind), {**fields, **self.end}))
             for event in [*kept, self.held.pop(0)]:  # it starts
                 self.events.put(event)
 
@@ -545,7 +546,9 @@ class Holding(NoTraining):
 
 def test_a_search_is_not_flat_while_a_trial_that_runs_may_be_better(tmp_path, digits, monkeypatch):
     monkeypatch.setattr("cnn_search.driver.TICK_SECONDS", 0.01)
-    monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: Holding(2, 3, 0.9))
+    monkeypatch.setattr(
+        "cnn_search.driver.make_engine", lambda *arguments: Holding(2, 3, score=0.9)
+    )
     outcome = run(tmp_path, digits, {"stop": {"patience": 3}, "trials": 20})
     # 1, 2 and 4 were no better than 0; then 3 was, and after it three more are tried
     assert outcome.record.end == "flat"
@@ -553,10 +556,20 @@ def test_a_search_is_not_flat_while_a_trial_that_runs_may_be_better(tmp_path, di
     assert len(outcome.record.trials) >= 7
 
 
+def test_a_trial_that_is_refused_last_is_replaced(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr("cnn_search.driver.TICK_SECONDS", 0.01)
+    late = Holding(4, 2, kind="refused", costs={}, message="too large")
+    monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: late)
+    outcome = run(tmp_path, digits, {"trials": 3})
+    statuses = [trial.status for trial in outcome.record.trials.values()]
+    assert statuses == ["finished", "finished", "refused", "finished"]
+    assert outcome.record.end == "finished"
+
+
 def test_a_limit_that_is_reached_while_the_oracle_thinks_is_told_to_those_that_run(
     tmp_path, digits, monkeypatch
 ):
-    engine = Holding(3, 0, 0.5)
+    engine = Holding(3, 0)
     monkeypatch.setattr("cnn_search.driver.TICK_SECONDS", 0.01)
     monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: engine)
     late = []
@@ -616,13 +629,17 @@ def test_a_warm_start_from_all_trains_nothing_twice(tmp_path, digits, monkeypatc
     for seed in (1, 2, 3):
         begun = {"new": seed > 1, "warm_start": "best" if seed > 1 else ""}
         outcome = run(tmp_path, digits, {**changes, "seed": seed}, **begun)
+    best = next(trial.values for trial in outcome.record.ranking() if trial.number)
+    begun = {"new": True, "warm_start": "best", "tries": [best]}
+    outcome = run(tmp_path, digits, {**changes, "seed": 4}, **begun)
     values = [trial.values for trial in outcome.record.trials.values()]
+    assert best in values
     assert all(one not in values[:n] for n, one in enumerate(values))
     # a sweep that was killed before its first line
     empty = outcome.folder.with_name("digits-29991231-000000")
     empty.mkdir()
     (empty / "ledger.jsonl").touch()
-    run(tmp_path, digits, {**changes, "seed": 4}, new=True, warm_start="best")
+    run(tmp_path, digits, {**changes, "seed": 5}, new=True, warm_start="best")
     with pytest.raises(DefinitionError, match="expected a sweep in"):
         run(tmp_path, digits, changes, new=True, warm_start=empty.name)
 

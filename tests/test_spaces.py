@@ -18,7 +18,7 @@ from cnn_search.definition import read
 from cnn_search.errors import DefinitionError
 from cnn_search.network import BlockConfig, NetworkConfig, build_network, fitting_blocks
 from cnn_search.optimisation import TrainingConfig
-from cnn_search.spaces import declared, outside, size
+from cnn_search.spaces import declared, outside, size, with_defaults
 from cnn_search.subject import searched
 from cnn_search.training import Protocol, find_space
 from search_spaces import images
@@ -119,6 +119,28 @@ def test_the_fast_recipe_of_cifar10_has_the_layers_that_it_says() -> None:
     learned = kernels + offsets + 256 * 10 + 10
     assert sum(int(np.prod(w.shape)) for w in model.trainable_weights) == learned
     assert model.count_params() == learned + 2 * 2 * 3 * 24 + 2 * (2 * 64 + 4 * 256)
+
+
+def test_a_space_that_never_averages_is_declared(monkeypatch: Any) -> None:
+    monkeypatch.setattr(images.Space, "averaging", (0.0,))
+    hp = make("images").hyperparameters()
+    assert hp.values["averaging"] == 0.0
+    assert "lookahead" not in hp.values
+
+
+def test_what_a_space_has_had_added_since_is_at_its_default() -> None:
+    whole = declared(make("images"))
+    old = {"averaging": 0.99, "gone": 1, "warmup": 0.1}  # without a schedule that warms up
+    values = with_defaults(whole, old)
+    assert (values["averaging"], values["lookahead"], values["gone"]) == (0.99, 0, 1)
+    assert "warmup" not in values
+    assert set(values) - {"gone"} == {hp.name for hp in whole.space if active(whole, values, hp)}
+
+
+def active(space: Any, values: Any, hp: Any) -> bool:
+    filled = space.copy()
+    filled.values = dict(values)
+    return bool(filled.is_active(hp))
 
 
 def test_a_baseline_that_is_not_there_is_named_with_those_that_are() -> None:

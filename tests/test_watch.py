@@ -22,6 +22,7 @@ from cnn_search import dashboard, watch
 from cnn_search.dashboard import Dashboard
 from cnn_search.errors import LedgerError
 from cnn_search.ledger import read_events, read_record
+from cnn_search.progress import time_left
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
@@ -89,6 +90,24 @@ def test_a_final_scoring_has_its_own_trials(tmp_path: Path) -> None:
     lines = shown(mlruns)
     assert "final scoring, trial 7 of 20; about" in lines[0]
     assert len([line for line in lines if "vgg_bn" in line]) >= 1
+
+
+def test_an_ablation_has_no_time_left_of_the_scoring(tmp_path: Path) -> None:
+    record = read_record(next((cut(tmp_path, "digits") / "sweeps").iterdir()) / "ledger.jsonl")
+    assert record.scored
+    assert time_left(record, 400, None) == "ablation"
+
+
+def test_epochs_that_patience_saved_are_not_left(tmp_path: Path) -> None:
+    record = read_record(next((cut(tmp_path, "digits") / "sweeps").iterdir()) / "ledger.jsonl")
+    record.job = "search"
+    trials = list(record.trials.values())
+    trained = sum(len(trial.curve) for trial in trials)
+    planned = sum(trial.epochs for trial in trials)
+    assert trained < planned
+    for trial in trials:  # as if all had finished early
+        trial.status, trial.result = "finished", {"epochs": len(trial.curve)}
+    assert time_left(record, planned, None) == "about 0 s left"
 
 
 def test_what_an_earlier_plan_trained_is_no_part_of_the_time_left(tmp_path: Path) -> None:

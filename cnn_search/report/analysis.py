@@ -83,7 +83,7 @@ def history(record: Record) -> list[dict[str, Any]]:
     rows = []
     for trial in sorted(record.trials.values(), key=lambda trial: trial.number):
         score = trial.result.get("score")
-        if score is not None and trial.epochs == full:
+        if score is not None and record.is_ranked(trial):
             best = score if best is None else max(best, score) if maximise else min(best, score)
         rows.append(
             {
@@ -127,7 +127,7 @@ def curves(record: Record, answer: Mapping[str, Any]) -> dict[str, Any]:
             seeds = record.retrainings(finalists[name])
             groups.append((finalists[name], [t for t in seeds if t.status == "finished"]))
     else:
-        by_name = {named_trial(trial): trial for trial in record.ranking()}
+        by_name = {named_trial(t): t for t in record.trials.values() if t.status == "finished"}
         groups = [(name, [by_name[name]]) for name in names if name in by_name]
     objective = record.definition["objective"]
     metrics = list(dict.fromkeys([objective, "val_accuracy", "val_loss"]))
@@ -137,15 +137,23 @@ def curves(record: Record, answer: Mapping[str, Any]) -> dict[str, Any]:
         "lines": [
             {
                 "name": name,
+                "role": "baseline" if name == comparison["baseline"] else "best",
                 "seeds": len(trials),
                 "values": {
-                    metric: [[t.curve[e].get(metric) for e in sorted(t.curve)] for t in trials]
+                    metric: [[epoch.get(metric) for epoch in _curve(record, t)] for t in trials]
                     for metric in metrics
                 },
             }
             for name, trials in groups
         ],
     }
+
+
+def _curve(record: Record, trial: Trial) -> list[dict[str, float]]:
+    """Return the metrics of each epoch, those before a promotion too."""
+    known = record.lineage(trial) if trial.source != "final" else [trial]
+    epochs = {number: epoch for one in known for number, epoch in one.curve.items()}
+    return [epochs[number] for number in sorted(epochs)]
 
 
 def fronts(record: Record, answer: Mapping[str, Any]) -> dict[str, Any]:

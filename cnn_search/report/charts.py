@@ -51,7 +51,8 @@ def history_chart(history: Sequence[Mapping[str, Any]], objective: str) -> Figur
     short = [row for row in shown if not row["full"]]
     cut = sample([row for row in history if row["status"] == "pruned"], MOST_POINTS)
     lost = sample([row for row in history if row["status"] == "failed"], MOST_POINTS)
-    floor = min([row["score"] for row in scored] + [row["last"] for row in cut], default=0.0)
+    worst = max if objective == "val_loss" else min
+    floor = worst([row["score"] for row in scored] + [row["last"] for row in cut], default=0.0)
     steps = [row for row in history if row["trial"] in improved]
     steps += [history[-1]] if history[-1]["best"] is not None else []
     data = [
@@ -136,12 +137,13 @@ def points_trace(
 
 def curve_charts(curves: Mapping[str, Any]) -> list[Figure]:
     """Draw the mean curve of the best and of the baseline, every seed behind it."""
-    styles = [("baseline", ORANGE, "dash", "square"), ("best", BLUE, "solid", "circle")]
+    styles = {"baseline": (ORANGE, "dash", "square"), "best": (BLUE, "solid", "circle")}
     figures = []
     for metric in curves["metrics"]:
         data: list[dict[str, Any]] = []
         columns, means = ["#epoch"], []
-        for line, (_, colour, dash, symbol) in zip(curves["lines"], styles, strict=False):
+        for line in curves["lines"]:
+            colour, dash, symbol = styles[line["role"]]
             seeds = [seed for seed in line["values"][metric] if seed and None not in seed]
             if not seeds:
                 continue

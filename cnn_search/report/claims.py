@@ -39,8 +39,8 @@ class Claim:
 
 def blocks(trial: Trial, name: str) -> list[Any]:
     """Return a hyperparameter's value in each block that the network has."""
-    found = []
-    for number in range(1, int(trial.values.get("depth", 0)) + 1):
+    found, depth = [], trial.values.get("depth", 0)
+    for number in range(1, depth + 1) if isinstance(depth, int) else ():
         if f"{name}_{number}" in trial.values:
             found.append(trial.values[f"{name}_{number}"])
     return found
@@ -94,14 +94,14 @@ def _number(name: str) -> Callable[[Trial], float | None]:
 
 
 def _filters(trial: Trial) -> float | None:
-    found = blocks(trial, "filters")
+    found = [count for count in blocks(trial, "filters") if isinstance(count, (int, float))]
     return float(np.mean(found)) if found else None
 
 
 def _dropout(trial: Trial) -> float | None:
-    found = blocks(trial, "dropout")
-    head = trial.values.get("head_dropout")
-    return float(np.mean([*found, head])) if found and head is not None else None
+    found = [*blocks(trial, "dropout"), trial.values.get("head_dropout")]
+    numbers = [share for share in found if isinstance(share, (int, float))]
+    return float(np.mean(numbers)) if len(found) > 1 and numbers == found else None
 
 
 def _augmentation(trial: Trial) -> float | None:

@@ -88,8 +88,8 @@ def _costs(record: Record, trial: Trial | None) -> dict[str, Any] | None:
         "score": result["score"],
         "parameters": result["parameters"],
         "flops": result["flops"],
-        "training_flops": trial.training_flops * images * len(trial.curve),
-        "training_seconds": sum(trial.seconds.values()),
+        "training_flops": trial.training_flops * images * result["epochs"],
+        "training_seconds": sum(s for t in record.lineage(trial) for s in t.seconds.values()),
         "model_bytes": result["model_bytes"],
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cnn_search.progress import capital
 from cnn_search.report import charts, intervals
 from cnn_search.report.formats import interval, percent, score_text
 from cnn_search.report.parts import Figure, Image, Section, Table
@@ -22,7 +23,8 @@ def certainty(answer: Facts) -> Section:
         if difference is not None:
             verdict = "decided" if difference["decided"] else "undecided"
             if not difference["decided"]:
-                needed = str(difference["seeds_needed"] or "no number")
+                known = difference["low"] is not None  # of one seed nothing is
+                needed = str(difference["seeds_needed"] or "no number") if known else ""
         elif row["name"] != answer["winner"]:
             verdict = "its other weights"
         rows.append(
@@ -73,7 +75,7 @@ def certainty(answer: Facts) -> Section:
     texts = [
         f"Each finalist was trained anew with {answer['seeds']} fresh seeds and {answer['epochs']} "
         f"epochs, and each model scored once on {answer['test_images']:,} test images; the winner "
-        "is the one with the highest mean validation, never the highest test score. The intervals "
+        "is chosen by its mean validation, never by a test score. The intervals "
         "of accuracies and gains allow for other seeds and other test images; those of validation "
         "and loss for other seeds alone.",
         f"The test part was read {answer['test_reads']} times in {answer['scorings']} "
@@ -147,7 +149,7 @@ def mistakes(test: Facts, grid: Image) -> Section:
         small=True,
     )
     texts = [
-        f"{test['name'].capitalize()} on {test['images']:,} test images, {n} together. Expected "
+        f"{capital(test['name'])} on {test['images']:,} test images, {n} together. Expected "
         f"calibration error, mean of {n}: {sum(errors) / len(errors):.4f} ({min(errors):.4f} to "
         f"{max(errors):.4f}): by so much the probability of an answer is off, on average over "
         f"{len(test['bins'])} bins. Few images inflate it."

@@ -161,13 +161,16 @@ class Driver(abc.ABC):
 
     def _loop(self, engine: Engine) -> None:
         while True:
-            while len(self.running) < engine.slots() and (trial := self._unfinished()) is not None:
+            while (
+                len(self.running) < (slots := engine.slots())
+                and (trial := self._unfinished()) is not None
+            ):
                 if not self._is_quarantined(trial):
                     self.running[trial.number] = trial
                     engine.submit(self._task(trial))
             if not self.ending and (reason := self.over()):
                 self._stop_all(engine, reason, "epoch")
-            if not self.running and (self.ending or engine.slots()):
+            if not self.running and (self.ending or slots):  # those that were seen to be free
                 self.ending = self.ending or self.no_more
                 return
             try:

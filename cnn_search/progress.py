@@ -136,9 +136,9 @@ def time_left(record: Record, epochs: int, minutes: float | None) -> str:
     seconds = [s for trial in trials for s in trial.seconds.values()]
     if not seconds:
         return "no epoch yet"
-    early = [trial for trial in trials if trial.status in ("pruned", "failed")]
-    saved = sum(trial.epochs - len(trial.curve) for trial in early)
-    saved += sum(trial.epochs - trial.result["epochs"] for trial in trials if trial.result)
+    early = [t for t in trials if t.status in ("finished", "pruned", "failed")]
+    begun = [0 if t.parent is None else record.trials[t.parent].epochs for t in early]
+    saved = sum(t.epochs - start - len(t.curve) for t, start in zip(early, begun, strict=True))
     each = sum(seconds) / (len(seconds) + saved)
     left = max(0, epochs - len(seconds) - saved) * each
     if minutes and record.job == "search":

@@ -620,6 +620,14 @@ def test_of_a_promoted_trial_all_epochs_count(tmp_path):
     assert [len(seed) for seed in best["values"]["val_accuracy"]] == [EPOCHS]
 
 
+def test_the_baseline_is_drawn_as_such_whichever_weights_are_stronger():
+    path = Path(__file__).parents[1] / "docs" / "results" / "digits.jsonl"
+    found = page.make(path).twin
+    assert found["comparison"]["baseline"] == "vgg_bn, last weights"
+    roles = {line["role"]: line["name"] for line in found["curves"]["lines"]}
+    assert roles == {"baseline": "vgg_bn", "best": "trial 23"}
+
+
 def test_a_baseline_that_breaks_the_constraints_is_shown_and_is_no_best(tmp_path):
     STATES["the_baseline_breaks_the_constraints"](tmp_path / "ledger.jsonl").close()
     found = page.make(tmp_path / "ledger.jsonl").twin

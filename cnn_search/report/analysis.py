@@ -118,17 +118,17 @@ def curves(record: Record, answer: Mapping[str, Any]) -> dict[str, Any]:
         `evidence`; `metrics`, names; `lines`: `name`, `seeds`, and of each metric the `values`,
         one list a seed, by epoch from 1.
     """
-    groups: list[tuple[str, list[Trial]]] = []
+    groups: list[tuple[str, str, list[Trial]]] = []
     comparison = compare(record, answer)
-    names = [name for name in (comparison["baseline"], comparison["best"]) if name]
+    names = {role: comparison[role] for role in ("baseline", "best") if comparison[role]}
     if answer["state"] == "scored":
         finalists = {row["name"]: row["finalist"] for row in answer["rows"]}
-        for name in names:
+        for role, name in names.items():
             seeds = record.retrainings(finalists[name])
-            groups.append((finalists[name], [t for t in seeds if t.status == "finished"]))
+            groups.append((role, finalists[name], [t for t in seeds if t.status == "finished"]))
     else:
         by_name = {named_trial(t): t for t in record.trials.values() if t.status == "finished"}
-        groups = [(name, [by_name[name]]) for name in names if name in by_name]
+        groups = [(role, n, [by_name[n]]) for role, n in names.items() if n in by_name]
     objective = record.definition["objective"]
     metrics = list(dict.fromkeys([objective, "val_accuracy", "val_loss"]))
     return {
@@ -137,14 +137,14 @@ def curves(record: Record, answer: Mapping[str, Any]) -> dict[str, Any]:
         "lines": [
             {
                 "name": name,
-                "role": "baseline" if name == comparison["baseline"] else "best",
+                "role": role,
                 "seeds": len(trials),
                 "values": {
                     metric: [[epoch.get(metric) for epoch in _curve(record, t)] for t in trials]
                     for metric in metrics
                 },
             }
-            for name, trials in groups
+            for role, name, trials in groups
         ],
     }
 

@@ -536,10 +536,11 @@ def test_other_versions_in_a_later_session_are_noted(
     assert not any(Path(mlruns / "sweeps").glob("*/*.partial"))
 
 
-def test_a_database_that_is_not_in_wal_mode_is_switched(mlruns: Path) -> None:
-    with closing(sqlite3.connect(mlruns / "mlflow.db")) as connection:
+def test_a_database_that_is_not_in_wal_mode_is_switched(tmp_path: Path) -> None:
+    store._create(tmp_path / "mlflow.db")  # which MLflow has not opened yet: it would hold it
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")
-    (line,) = check(mlruns, "mlflow.db: its journal mode is delete, which doubles the time of")
+    (line,) = check(tmp_path, "mlflow.db: its journal mode is delete, which doubles the time of")
     assert line.endswith("fixed: journal mode is wal")
 
 

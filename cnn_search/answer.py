@@ -11,7 +11,7 @@ import numpy as np
 
 from cnn_search import statistics
 from cnn_search.ledger import Record, Trial, unpack_bits
-from cnn_search.progress import capital, changes, duration, times
+from cnn_search.progress import capital, changes, duration, ratio_text
 
 
 def answer(record: Record) -> dict[str, Any]:
@@ -294,8 +294,9 @@ def _sentence(
         f"{book_of(name)} {_percent(against)}: {gain:+.2f} points ({interval}; {n})"
     )
     cost = (
-        f"{times(winner['parameters'] / against['parameters'])} its parameters and "
-        f"{times(winner['training_flops'] / against['training_flops'])} its training FLOPs"
+        f"{ratio_text(winner['parameters'] / against['parameters'])} times its parameters and "
+        f"{ratio_text(winner['training_flops'] / against['training_flops'])} times its training "
+        "FLOPs"
     )
     if difference["decided"]:
         verdict = "better" if gain > 0 else "worse"

@@ -148,7 +148,8 @@ def run(
         name, data_dir=data_dir, train_limit=train_limit, validation=baseline.validation
     )
     mark = f"{protocol.epochs}-{seed}-{dataset.digest[:8]}"
-    if which in space.recipes:  # which may change, as a tutorial does not
+    recipe = which in space.recipes
+    if recipe:  # which may change, as a tutorial does not
         mark += f"-{zlib.crc32(repr(baseline.configuration).encode()):08x}"
     folder = mlruns / "baselines" / f"{name}-{which}-{mark}"
     record = folder / "result.json"
@@ -158,7 +159,6 @@ def run(
         return json.loads(record.read_text())  # type: ignore[no-any-return]
     setup = Setup(name, protocol, folder, both_weights=True)
     made = make_space(setup, dataset)
-    recipe = which in space.recipes
     values = made.recipe_values()[which] if recipe else made.baseline_values(which)
     events: list[dict[str, Any]] = []
 

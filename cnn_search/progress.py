@@ -109,9 +109,9 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def times(ratio: float) -> str:
-    """Return a ratio in words."""
-    return f"{ratio:,.0f} times" if ratio >= 100 else f"{ratio:.2g} times"
+def ratio_text(ratio: float) -> str:
+    """Return a ratio with two digits, or all that it has before the point."""
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}"
 
 
 def planned(record: Record) -> list[Trial]:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from cnn_search.ledger import Record
-from cnn_search.progress import duration
+from cnn_search.progress import duration, ratio_text
 from cnn_search.report import charts, colophon, intervals, landscape, verdict
 from cnn_search.report.formats import (
     amount,
@@ -78,7 +78,7 @@ def first_tables(record: Record, answer: Facts, facts: Facts) -> list[Table]:
                 cost["unit"],
                 amount(cost["name"], cost["baseline"]) if found["baseline"] else "",
                 amount(cost["name"], cost["best"]) if found["best"] else "",
-                f"{cost['best'] / cost['baseline']:.2g} ×" if both else "",
+                f"{ratio_text(cost['best'] / cost['baseline'])} ×" if both else "",
             ]
         )
     means = "Means over the seeds, of latencies medians. " if found["evidence"] == "test" else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cnn_search.progress import capital
+from cnn_search.progress import capital, ratio_text
 from cnn_search.report import charts, intervals
 from cnn_search.report.formats import interval, percent, score_text
 from cnn_search.report.parts import Figure, Image, Section, Table
@@ -96,7 +96,7 @@ def certainty(answer: Facts) -> Section:
         texts.append(
             f"By the mean curves, the winner reaches {answer['objective']} {fewer['target']:.4f}, "
             f"the best of the baseline (epoch {fewer['book_epochs']}), at epoch {fewer['epochs']}: "
-            f"the baseline needs {fewer['ratio']:.2g} times its training FLOPs."
+            f"the baseline needs {ratio_text(fewer['ratio'])} times its training FLOPs."
         )
     return Section(
         "certainty", "How sure it is", texts, [table, second, intervals.seeds_chart(answer, seeds)]

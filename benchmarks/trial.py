@@ -55,7 +55,8 @@ def child(name: str, data_dir: str | None, images: int, epochs: int) -> dict[str
     space.hyperparameters = timed("hyperparameters: declare", space.hyperparameters)
     training.save_state = timed("checkpoints", training.save_state)
     training.describe_model = timed("summary, diagram, predictions", training.describe_model)
-    training.build_network = timed("network to keep: build", training.build_network)
+    training.count_flops = timed("FLOPs: count", training.count_flops)
+    space.finished = timed("network to keep: build", space.finished)
     keras.Model.save = timed("network to keep: write", keras.Model.save)
     marks: list[tuple[str, float]] = []
 

@@ -11,13 +11,14 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cnn_search import commands
+from cnn_search.definition import Definition, read
 from cnn_search.errors import DataError, DefinitionError
 from cnn_search.ledger import make_folder
 from cnn_search.surroundings import usable_cores
@@ -36,6 +37,13 @@ SHAPES = {
 @click.option(
     "--epochs", type=click.IntRange(min=1), help="Instead of the tutorial's; a recipe has 10."
 )
+@click.option(
+    "--try",
+    "changes",
+    default="",
+    metavar="NAME=VALUE ...",
+    help="Hyperparameters that differ from its own: --try 'batch_size=128 dropout_1=0'.",
+)
 @click.option("--seed", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--data-dir", help="Folder with the data set's archives.")
 @click.option("--train-limit", type=click.IntRange(min=1), help="Use so many training images.")
@@ -48,6 +56,7 @@ def main(
     name: str | None,
     which: str | None,
     epochs: int | None,
+    changes: str,
     seed: int,
     data_dir: str | None,
     train_limit: int | None,
@@ -59,8 +68,9 @@ def main(
 ) -> None:
     """Train a tutorial's model under its own protocol, and score it on the test part once.
 
-    NAME is a data set: cifar10, digits, fashion_mnist or signs. A run that was cut short goes on
-    from its last checkpoint; a result on record is printed again, and the test part is not read.
+    NAME is a sweep's: cifar10, digits, fashion_mnist, signs or one's own TOML file, of which the
+    data, the space and the precision count. A run that was cut short goes on from its last
+    checkpoint; a result on record is printed again, and the test part is not read.
     """
     from cnn_search import backend
 
@@ -70,16 +80,14 @@ def main(
         rows = list(describe_baselines())
         click.echo(json.dumps(rows, indent=2) if as_json else _table(rows))
         return
-    if name not in SHAPES:
-        raise DefinitionError(
-            f"baseline: expected a data set with a tutorial: {', '.join(SHAPES)}; received "
-            f"{name!r}. --list shows every baseline."
-        )
+    if name is None:
+        raise click.UsageError("Missing argument NAME; --list shows every baseline.")
+    given = {"data_dir": data_dir, "train_limit": train_limit}
+    definition = read(name, {k: v for k, v in given.items() if v is not None})
+    pairs = dict(commands.parse_pair(pair, "--try") for pair in changes.split())
     backend.prepare(threads or usable_cores())
     backend.load()
-    result = run(
-        name, which, mlruns, epochs, seed, data_dir=data_dir, train_limit=train_limit, new=new
-    )
+    result = run(definition, which, mlruns, epochs, seed, changes=pairs, new=new)
     click.echo(json.dumps(result, indent=2) if as_json else describe_result(result))
 
 
@@ -115,14 +123,13 @@ def describe_baselines() -> Iterator[dict[str, Any]]:
 
 
 def run(
-    name: str,
+    definition: Definition,
     which: str | None,
     mlruns: Path,
     epochs: int | None = None,
     seed: int = 1,
     *,
-    data_dir: str | None = None,
-    train_limit: int | None = None,
+    changes: Mapping[str, Any] | None = None,
     new: bool = False,
 ) -> dict[str, Any]:
     """Train one baseline under its tutorial's protocol and return its result.
@@ -133,9 +140,15 @@ def run(
     import dataclasses
 
     from cnn_search import datasets
+    from cnn_search.spaces import complete
     from cnn_search.training import Setup, Task, find_space, make_space, train
 
-    space = find_space(name)
+    name = definition.name
+    space = find_space(definition.search_space)
+    if not hasattr(space, "baselines"):
+        raise DefinitionError(
+            f"baseline: expected a space with baselines; {definition.search_space} has none."
+        )
     known = choices(space)
     which = which or next(iter(known))
     if which not in known:
@@ -145,21 +158,27 @@ def run(
     baseline = known[which]
     protocol = dataclasses.replace(baseline.protocol, epochs=epochs or baseline.protocol.epochs)
     dataset = datasets.load(
-        name, data_dir=data_dir, train_limit=train_limit, validation=baseline.validation
+        definition.data,
+        data_dir=definition.data_dir,
+        train_limit=definition.train_limit,
+        image_size=definition.image_size,
+        validation=baseline.validation,
     )
-    mark = f"{protocol.epochs}-{seed}-{dataset.digest[:8]}"
-    recipe = which in space.recipes
-    if recipe:  # which may change, as a tutorial does not
-        mark += f"-{zlib.crc32(repr(baseline.configuration).encode()):08x}"
+    precision = definition.training.precision
+    changed = dict(sorted((changes or {}).items()))
+    trained = zlib.crc32(repr((baseline.configuration, precision, changed)).encode())
+    mark = f"{protocol.epochs}-{seed}-{dataset.digest[:8]}-{trained:08x}"
     folder = mlruns / "baselines" / f"{name}-{which}-{mark}"
     record = folder / "result.json"
     if new and folder.exists():
         shutil.rmtree(folder)
     if record.exists():
         return json.loads(record.read_text())  # type: ignore[no-any-return]
-    setup = Setup(name, protocol, folder, both_weights=True)
+    setup = Setup(definition.search_space, protocol, folder, precision=precision, both_weights=True)
     made = make_space(setup, dataset)
-    values = made.recipe_values()[which] if recipe else made.baseline_values(which)
+    recipes = made.recipe_values()
+    values = recipes[which] if which in recipes else made.baseline_values(which)
+    values = complete(made.hyperparameters(), values, changed)
     events: list[dict[str, Any]] = []
 
     def emit(kind: str, **fields: Any) -> None:
@@ -183,6 +202,7 @@ def run(
     result = {
         "data": name,
         "baseline": which,
+        "changes": changed,
         "seed": seed,
         "epochs": last["epochs"],
         "seconds": round(sum(e["seconds"] for e in events if e["kind"] == "epoch"), 1),
@@ -196,7 +216,7 @@ def run(
         "tutorial": baseline.tutorial,
         "published": baseline.published,
         "published_test_accuracy": baseline.test_accuracy,
-        "differs": _why(dataset, baseline, protocol) if baseline.tutorial else [],
+        "differs": _why(dataset, baseline, protocol, changed) if baseline.tutorial else [],
     }
     partial = record.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=2) + "\n")
@@ -227,13 +247,15 @@ def _score(setup: Any, dataset: Any) -> dict[str, dict[str, float]]:
     return scores
 
 
-def _why(dataset: Any, baseline: Any, protocol: Any) -> list[str]:
+def _why(dataset: Any, baseline: Any, protocol: Any, changed: Mapping[str, Any]) -> list[str]:
     """Return why the result may differ from the published one."""
     reasons = ["the seed: the tutorial's is unknown, and one run of each says little"]
     if baseline.validation == "first_tenth":
         reasons.append("the tenth that validates: ours is the first by hash, not by position")
     if "watches the test part" in baseline.published:
         reasons.append("the test part: the tutorial looks at it each epoch, here once at the end")
+    if changed:
+        reasons.append(f"what you changed: {_said(changed)}")
     if protocol.epochs != baseline.protocol.epochs:
         reasons.append(f"the epochs: {protocol.epochs} instead of {baseline.protocol.epochs}")
     if baseline.test_accuracy is None:
@@ -241,10 +263,17 @@ def _why(dataset: Any, baseline: Any, protocol: Any) -> list[str]:
     return [*reasons, *dataset.notes]
 
 
+def _said(changed: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in changed.items())
+
+
 def describe_result(result: dict[str, Any]) -> str:
     """Return a baseline's result in words, beside the published one."""
+    name = f"{result['data']}/{result['baseline']}"
+    if result.get("changes"):
+        name += f" with {_said(result['changes'])}"
     lines = [
-        f"{result['data']}/{result['baseline']}: {result['parameters']:,} parameters, "
+        f"{name}: {result['parameters']:,} parameters, "
         f"{result['epochs']} epochs, {result['seconds']:.0f} s, seed {result['seed']}",
         f"trained on {result['train_images']:,} images, validated on "
         f"{result['validation_images']:,}, tested once on {result['test_images']:,}",

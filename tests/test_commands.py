@@ -86,7 +86,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("sweep", ["digits", "--set", "trials"], 2, "expected name=value; received 'trials'"),
         ("sweep", ["broken.toml"], 2, "error: broken.toml: expected a TOML file"),
         ("sweep", ["digitz"], 2, "Did you mean digits?"),
-        ("baseline", ["digitz"], 2, "error: baseline: expected a data set with a tutorial"),
+        ("baseline", ["digitz"], 2, "error: digitz: expected the name of a sweep"),
         ("registry", [], 2, "error: Missing command."),
         ("registry", ["show"], 2, "error: Missing argument 'NAME'."),
     ],
@@ -478,6 +478,36 @@ def test_a_recipe_is_trained_on_all_images_and_compared_with_no_tutorial(
             patch.setattr(training, "train", raising("the result is on record"))
             with pytest.raises(AssertionError, match=message) if message else nullcontext():
                 baseline.main.main([*command, str(tmp_path)], standalone_mode=False)
+
+
+def test_a_baseline_of_ones_own_sweep_and_with_a_change_is_another_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[training.Task, training.Setup]] = []
+
+    def train(task: training.Task, setup: training.Setup, *others: Any) -> None:
+        asked.append((task, setup))
+        raise RuntimeError("not trained")
+
+    monkeypatch.setattr(training, "train", train)
+    file = tmp_path / "mine.toml"
+    file.write_text('data = "digits"\n[training]\nprecision = "mixed_bfloat16"\n')
+    one = ["--threads", "1", "--train-limit", "300", "--mlruns", str(tmp_path)]
+    for arguments in (["digits"], ["digits", "--try", "batch_size=32 flip=false"], [str(file)]):
+        with pytest.raises(RuntimeError, match="not trained"):
+            baseline.main.main([*arguments, *one], standalone_mode=False)
+    (plain, setup), (changed, other), (own, mine) = asked
+    assert {k: (plain.values[k], v) for k, v in changed.values.items() if plain.values[k] != v} == {
+        "batch_size": (64, 32)
+    }
+    assert own.values == plain.values
+    assert (setup.precision, mine.precision) == ("float32", "mixed_bfloat16")
+    assert len({setup.folder, other.folder, mine.folder}) == 3
+    assert mine.folder.name.startswith("mine-vgg_bn-50-1-")
+    before = set((tmp_path / "baselines").iterdir())
+    with pytest.raises(DefinitionError, match="--try units=3: expected a hyperparameter of the sp"):
+        baseline.main.main(["digits", "--try", "units=3", *one], standalone_mode=False)
+    assert set((tmp_path / "baselines").iterdir()) == before
 
 
 def test_an_unknown_baseline_is_answered_with_those_there_are(tmp_path: Path) -> None:

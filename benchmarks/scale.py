@@ -3,7 +3,8 @@
 python benchmarks/scale.py [--quick] [--data-dir D] [--rounds N]
 
 The tutorial's model of CIFAR-10, trained for one epoch in a process of its own, after two steps in
-which its graphs are made. Images: of CIFAR-10, mapped from a file as a worker has them. Sizes: 640 of them, enlarged.
+which its graphs are made. Images: of CIFAR-10, mapped from a file as a worker has them. Sizes: 640
+of them, enlarged.
 The exponent is that of the power law through the medians (least squares in logarithms).
 """
 

@@ -20,7 +20,7 @@ from cnn_search.driver import OnEvent, Outcome, Say
 from cnn_search.errors import LedgerError
 from cnn_search.ledger import Record, Trial, read_record
 from cnn_search.retraining import Retrainer, Wanted
-from cnn_search.spaces import complete
+from cnn_search.spaces import complete, declared
 
 ROOTS = {  # hyperparameters that mean little without each other are one change
     "pooling": ("pooling", "pooling_place", "pool_size"),
@@ -110,7 +110,10 @@ class _Ablation(Retrainer):
 
     def begin(self) -> bool:
         self.check_images()
-        return any(self.find(wanted) is None for wanted in self.wanted()) or not self._is_planned()
+        if self._is_planned() and all(self.find(wanted) for wanted in self.wanted()):
+            return False
+        self.check_space(declared(self.space))
+        return True
 
     def _is_planned(self) -> bool:
         return self.plan == {key: self.record.ablation.get(key) for key in self.plan}

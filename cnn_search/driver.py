@@ -23,6 +23,7 @@ from cnn_search.definition import EngineTable
 from cnn_search.engines import Engine, InlineEngine, interruptible
 from cnn_search.errors import LedgerError
 from cnn_search.ledger import ENDINGS, Event, Ledger, Record, Trial
+from cnn_search.spaces import fingerprint
 from cnn_search.surroundings import surroundings, versions
 from cnn_search.training import CRASH, Setup, Stop, Task
 
@@ -333,6 +334,19 @@ class Driver(abc.ABC):
         event = self.ledger.append(kind, **fields)
         self.on_event(self.record, event)
         return event
+
+    def check_space(self, whole: Any) -> None:
+        """Refuse a declared space that is not the one on record.
+
+        Raises:
+            LedgerError: it was edited since.
+        """
+        now = fingerprint(whole)
+        if self.record.header.get("space", now) != now:
+            raise LedgerError(
+                f"{self.folder.name}: expected the space that it was started with; received one "
+                f"that was edited since ({self.setup.space}). Start a new sweep with --new."
+            )
 
     def check_images(self) -> None:
         """Refuse other images than those on record; warn of other versions and threads.

@@ -23,6 +23,7 @@ from cnn_search.errors import LedgerError
 from cnn_search.ledger import Record, Trial, choose, pack_bits, read_record
 from cnn_search.limits import violations
 from cnn_search.retraining import Retrainer, Wanted
+from cnn_search.spaces import declared
 from cnn_search.subject import baseline_values
 from cnn_search.training import SHOWN_IMAGES
 
@@ -177,7 +178,10 @@ class _Final(Retrainer):
                     f"(digest {plan['test_digest'][:12]}); received "
                     f"{self.plan['test_digest'][:12]}. Start a new sweep with --new."
                 )
-        return not (self.record.scored and self._is_covered())
+        if self.record.scored and self._is_covered():
+            return False
+        self.check_space(declared(self.space))
+        return True
 
     def _is_covered(self) -> bool:
         """Return whether the last plan has all of these finalists, and as many seeds."""

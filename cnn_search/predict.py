@@ -62,7 +62,9 @@ def main(
     for photo, row in zip(photos, probabilities, strict=True):
         best = row.argsort()[::-1][:top]
         classes = [(chosen.class_names[i], float(row[i])) for i in best]
-        found.append({"photo": photo, "classes": dict(classes)})
+        # a list: ImageNet has two kinds of crane
+        told = [{"class": label, "probability": share} for label, share in classes]
+        found.append({"photo": photo, "classes": told})
         if not as_json:
             said = ", ".join(f"{label} {share:.1%}" for label, share in classes)
             click.echo(f"{photo}: {said}")

@@ -141,7 +141,6 @@ class _Search(Driver):
         self._undone: dict[int, Event] = {}  # epochs after which a kill was faster than "pruned"
         space = make_space(setup, dataset)
         self.whole = whole = declared(space)
-        self.fingerprint = fingerprint(whole)
         left = searched(definition, whole)
         self.oracle = Oracle(
             definition.oracle,
@@ -429,7 +428,7 @@ class _Search(Driver):
             "sweep": self.folder.name,
             "definition": definition.as_json(),
             "digest": digest(definition.as_json()),
-            "space": self.fingerprint,
+            "space": fingerprint(self.whole),
             "direction": OBJECTIVES[definition.objective],
             "data": {
                 "name": data.name,
@@ -454,10 +453,5 @@ class _Search(Driver):
                 f"{self.folder.name}: expected the definition it was started with; received "
                 f"{'; '.join(changed)}. Start a new sweep with --new, or leave the change out."
             )
-        if header.get("space", self.fingerprint) != self.fingerprint:
-            raise LedgerError(
-                f"{self.folder.name}: expected the space that it was started with; received one "
-                f"that was edited since ({self.definition.search_space}). Start a new sweep with "
-                "--new."
-            )
+        self.check_space(self.whole)
         self.check_images()

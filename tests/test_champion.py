@@ -83,7 +83,8 @@ def photo(image: Any, path: Path, **options: Any) -> Path:
 def told(mlruns: Path, *arguments: object, **options: Any) -> list[dict[str, float]]:
     done = run(mlruns, *arguments, "--json", "--top", 10, **options)
     assert (done.exit_code, done.stderr) == (0, "")
-    return [found["classes"] for found in json.loads(done.stdout)["photos"]]
+    rows = [found["classes"] for found in json.loads(done.stdout)["photos"]]
+    return [{row["class"]: row["probability"] for row in classes} for classes in rows]
 
 
 def run(mlruns: Path, *arguments: object, **options: Any) -> Result:

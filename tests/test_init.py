@@ -11,7 +11,7 @@ import test_tracking as tiny
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cnn_search import datasets, definition, init, sweep
+from cnn_search import datasets, definition, init, score, sweep
 from cnn_search.errors import DataError, DefinitionError, LedgerError
 from cnn_search.spaces import declared
 from cnn_search.subject import searched
@@ -145,9 +145,11 @@ def test_a_sweep_does_not_go_on_with_a_space_that_was_edited(here: Path) -> None
     assert CliRunner().invoke(sweep.main, ["mine.toml", *options.split()]).exit_code == 0
     file = here / "mine_space.py"
     file.write_text(file.read_text().replace("depth = (2, 3, 4)", "depth = (1, 3)"))
-    again = CliRunner().invoke(sweep.main, ["mine.toml", *options.split(), "--trials", "2"])
-    assert isinstance(again.exception, LedgerError)
-    assert "that was edited since (mine_space.py:Space)" in str(again.exception)
+    more = CliRunner().invoke(sweep.main, ["mine.toml", *options.split(), "--trials", "2"])
+    scoring = CliRunner().invoke(score.main, ["mine", "--workers", "0"])
+    for refused in (more, scoring):
+        assert isinstance(refused.exception, LedgerError)
+        assert "that was edited since (mine_space.py:Space)" in str(refused.exception)
 
 
 def test_a_space_may_have_any_depths(here: Path) -> None:

@@ -26,7 +26,8 @@ ROOTS = {  # hyperparameters that mean little without each other are one change
     "pooling": ("pooling", "pooling_place", "pool_size"),
     "normalisation": ("normalisation", "normalisation_place"),
     "head": ("head", "dense_units", "head_normalisation", "head_dropout"),
-    "augmentation": ("shift", "zoom", "flip", "rotation", "crop", "cutout", "fill"),
+    "augmentation": ("shift", "zoom", "flip", "flip_alternates", "rotation", "crop", "cutout")
+    + ("fill",),
     "optimiser": ("optimiser", "learning_rate", "sgd_learning_rate", "momentum", "schedule")
     + ("warmup", "batch_size"),
     "averaging": ("averaging", "lookahead"),

@@ -68,7 +68,6 @@ def _history_keys(model: RegisteredModel) -> list[str]:
 
 def write_move(
     client: mlflow.MlflowClient,
-    model: RegisteredModel,
     version: ModelVersion,
     alias: str,
     *,
@@ -78,6 +77,7 @@ def write_move(
     challenge: Challenge | None = None,
 ) -> Move:
     """Write a move into the history, before it is made."""
+    model = client.get_registered_model(version.name)  # by now somebody may have made another one
     before = model.aliases.get(alias)
     move: Move = {
         "alias": alias,
@@ -208,7 +208,7 @@ def _move_by_hand(
     client: mlflow.MlflowClient, model: RegisteredModel, version: ModelVersion, how: str, why: str
 ) -> Move:
     by = {"force": "registry promote --force", "rollback": "registry rollback"}[how]
-    move = write_move(client, model, version, CHAMPION, by=by, how=how, why=why)
+    move = write_move(client, version, CHAMPION, by=by, how=how, why=why)
     set_alias(client, model, move)
     told = f"{tell(model.name, move, None)} ({move['at']})"
     client.set_model_version_tag(model.name, version.version, PROMOTION, told)

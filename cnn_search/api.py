@@ -141,6 +141,10 @@ def run(
     finally:
         reporter.close()
     page.leave(outcome, chosen.name, Path(mlruns), reporter.say)
+    if outcome.undelivered:
+        reporter.say(f"warning: MLflow has not got all of it: {outcome.undelivered}")
+    if outcome.ending == "disk":
+        reporter.say("The disk is full; nothing is lost. Make space, then the same call goes on.")
     if outcome.ending == "interrupted":
         raise KeyboardInterrupt
     return Sweep(outcome.folder)

@@ -71,6 +71,10 @@ def build(
         with _quiet(strict=weights != IMAGENET):
             model = make(weights=weights, **options)
     except Exception as error:  # urllib's, h5py's, Keras's own
+        if isinstance(error, ValueError) and "size" in str(error):
+            raise ModelError(
+                f"{name}: expected larger images; received {first_line(error)}. Set resize_to."
+            ) from None
         if weights == IMAGENET:
             raise _not_cached(what, error) from None
         said = first_line(error) if Path(weights).is_file() else "no such file"

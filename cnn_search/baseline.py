@@ -7,6 +7,7 @@ The one command beside the final scoring that reads the test part: once, after t
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ import click
 from cnn_search import commands
 from cnn_search.definition import Definition, read
 from cnn_search.errors import DataError, DefinitionError
-from cnn_search.ledger import make_folder
+from cnn_search.ledger import hold, make_folder
 from cnn_search.surroundings import usable_cores
 
 SHAPES = {
@@ -98,9 +99,10 @@ def choices(space: Any) -> dict[str, Any]:
     alone = Protocol(epochs=10, weights="last")
     recipes = {
         name: Baseline(recipe, alone, None, tutorial="", published="none: a recipe of the space")
-        for name, recipe in space.recipes.items()
+        for name, recipe in getattr(space, "recipes", {}).items()
     }
-    return {**space.baselines, **recipes}
+    # a hypermodel's only baseline is its defaults, which are no configuration of ours
+    return {name: known for name, known in space.baselines.items() if known} | recipes
 
 
 def describe_baselines() -> Iterator[dict[str, Any]]:
@@ -141,69 +143,88 @@ def run(
 
     from cnn_search import datasets
     from cnn_search.spaces import complete
-    from cnn_search.training import Setup, Task, find_space, make_space, train
+    from cnn_search.training import Protocol, Setup, Task, make_space
 
-    name = definition.name
-    space = find_space(definition.search_space)
-    if not hasattr(space, "baselines"):
-        raise DefinitionError(
-            f"baseline: expected a space with baselines; {definition.search_space} has none."
-        )
-    known = choices(space)
-    which = which or next(iter(known))
-    if which not in known:
-        raise DefinitionError(
-            f"baseline: --which expected one of {', '.join(known)}; received {which!r}."
-        )
-    baseline = known[which]
-    protocol = dataclasses.replace(baseline.protocol, epochs=epochs or baseline.protocol.epochs)
-    dataset = datasets.load(
+    load = functools.partial(
+        datasets.load,
         definition.data,
         data_dir=definition.data_dir,
         train_limit=definition.train_limit,
         image_size=definition.image_size,
-        validation=baseline.validation,
     )
+    dataset = load(validation="first_tenth")
+    setup = Setup(definition.search_space, Protocol(1), mlruns)
+    known = choices(make_space(setup, dataset))
+    which = which or next(iter(known), "")
+    if which not in known:
+        there = f"one of {', '.join(known)}" if known else "a space with baselines"
+        raise DefinitionError(f"baseline: --which expected {there}; received {which!r}.")
+    baseline = known[which]
+    if baseline.validation != "first_tenth":
+        dataset = load(validation=baseline.validation)
+    protocol = dataclasses.replace(baseline.protocol, epochs=epochs or baseline.protocol.epochs)
     precision = definition.training.precision
     changed = dict(sorted((changes or {}).items()))
     trained = zlib.crc32(repr((baseline.configuration, precision, changed)).encode())
-    mark = f"{protocol.epochs}-{seed}-{dataset.digest[:8]}-{trained:08x}"
-    folder = mlruns / "baselines" / f"{name}-{which}-{mark}"
-    record = folder / "result.json"
-    if new and folder.exists():
-        shutil.rmtree(folder)
-    if record.exists():
-        return json.loads(record.read_text())  # type: ignore[no-any-return]
-    setup = Setup(definition.search_space, protocol, folder, precision=precision, both_weights=True)
+    images = f"{dataset.digest[:8]}-{dataset.test_digest()[:8]}"
+    mark = f"{which}-{protocol.epochs}-{seed}-{images}-{trained:08x}"
+    folder = mlruns / "baselines" / f"{definition.name}-{mark}"
+    setup = dataclasses.replace(
+        setup, protocol=protocol, folder=folder, precision=precision, both_weights=True
+    )
     made = make_space(setup, dataset)
     recipes = made.recipe_values()
     values = recipes[which] if which in recipes else made.baseline_values(which)
     values = complete(made.hyperparameters(), values, changed)
+    make_folder(folder)
+    with hold(folder):
+        record = folder / "result.json"
+        if new:
+            record.unlink(missing_ok=True)
+            shutil.rmtree(folder / "trials", ignore_errors=True)
+        if record.exists():
+            return json.loads(record.read_text())  # type: ignore[no-any-return]
+        about = {"data": definition.name, "baseline": which, "changes": changed, "seed": seed}
+        task = Task(0, 1, values, seed, protocol.epochs, recorded=0)
+        result = about | _train(task, setup, dataset)
+        result |= {
+            "tutorial": baseline.tutorial,
+            "published": baseline.published,
+            "published_test_accuracy": baseline.test_accuracy,
+            "differs": _why(dataset, baseline, protocol, changed) if baseline.tutorial else [],
+        }
+        partial = record.with_suffix(".partial")
+        partial.write_text(json.dumps(result, indent=2) + "\n")
+        os.replace(partial, record)
+        for left in ("checkpoint.npz", "best.keras", "last.keras"):
+            (setup.trial_folder(0) / left).unlink(missing_ok=True)
+    return result
+
+
+def _train(task: Any, setup: Any, dataset: Any) -> dict[str, Any]:
+    """Train, tell each epoch on stderr, and return what came of it, the test scores too."""
+    from cnn_search.training import train
+
     events: list[dict[str, Any]] = []
 
     def emit(kind: str, **fields: Any) -> None:
         events.append({"kind": kind, **fields})
         if kind == "epoch":
             shown = "  ".join(f"{k} {v:.4f}" for k, v in fields["metrics"].items())
-            line = f"epoch {fields['epoch']}/{protocol.epochs}  {shown}  {fields['seconds']:.1f} s"
+            line = f"epoch {fields['epoch']}/{task.epochs}  {shown}  {fields['seconds']:.1f} s"
             click.echo(line, err=True)
 
-    make_folder(folder)
-    train(Task(0, 1, values, seed, protocol.epochs, recorded=0), setup, dataset, emit)
+    train(task, setup, dataset, emit)
     last = events[-1]
     if last["kind"] == "stopped":
         raise DataError(
-            f"baseline {which}: expected space for {folder}; the disk is full. Make space, then "
-            "the same command goes on."
+            f"baseline: expected space for {setup.folder}; the disk is full. Make space, then the "
+            "same command goes on."
         )
     if last["kind"] != "done":
         click.echo(last["traceback"], err=True)
-        raise DataError(f"baseline {which}: training failed: {last['message']}")
-    result = {
-        "data": name,
-        "baseline": which,
-        "changes": changed,
-        "seed": seed,
+        raise DataError(f"baseline: training failed: {last['message']}")
+    return {
         "epochs": last["epochs"],
         "seconds": round(sum(e["seconds"] for e in events if e["kind"] == "epoch"), 1),
         "parameters": last["parameters"],
@@ -213,15 +234,7 @@ def run(
         "training": {k: v for k, v in last["metrics"].items() if not k.startswith("val_")},
         "validation": {k: v for k, v in last["metrics"].items() if k.startswith("val_")},
         "test": _score(setup, dataset),
-        "tutorial": baseline.tutorial,
-        "published": baseline.published,
-        "published_test_accuracy": baseline.test_accuracy,
-        "differs": _why(dataset, baseline, protocol, changed) if baseline.tutorial else [],
     }
-    partial = record.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(partial, record)
-    return result
 
 
 def _score(setup: Any, dataset: Any) -> dict[str, dict[str, float]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cnn_search import backbones, backend
-from cnn_search.errors import ModelError, first_line
+from cnn_search.errors import ModelError, TrackingError, first_line
 from cnn_search.surroundings import usable_cores
 
 
@@ -39,7 +39,7 @@ def read(name: str, mlruns: Path, alias: str = "champion") -> Champion:
 
     Args:
         name: A registered model's, the path of a `.keras` file with its `.classes.json` beside, or
-            a key of `backbones.KNOWN`.
+            a key of `backbones.KNOWN`, if no sweep of that name has one.
         mlruns: The folder of MLflow's database, where it is not the user's own server.
         alias: Which version: "champion" or "challenger".
 
@@ -48,7 +48,7 @@ def read(name: str, mlruns: Path, alias: str = "champion") -> Champion:
         ModelError: the file is not a model with as many outputs as there are class names, or
             weights of ImageNet are not there.
     """
-    if name in backbones.KNOWN:
+    if name in backbones.KNOWN and not _is_registered(name, mlruns, alias):
         backend.prepare(usable_cores())
         backend.load()
         return Champion(f"{name}, trained on ImageNet", *backbones.classifier(name))
@@ -57,10 +57,19 @@ def read(name: str, mlruns: Path, alias: str = "champion") -> Champion:
     from cnn_search import models, store
 
     opened = store.open_store(mlruns, name)
-    version = models.show_model(opened, name, alias)["version"]
     with tempfile.TemporaryDirectory() as folder:
-        files = models.pull_model(opened, name, Path(folder), alias)
+        version, files = models.pull_model(opened, name, Path(folder), alias)
         return _open(files[0], f"{name} version {version}, {alias}")
+
+
+def _is_registered(name: str, mlruns: Path, alias: str) -> bool:
+    from cnn_search import models, store
+
+    try:
+        models.show_model(store.open_store(mlruns, name), name, alias)
+    except TrackingError:  # there is none, or no MLflow that can be asked
+        return False
+    return True
 
 
 def _open(file: Path, title: str) -> Champion:
@@ -78,6 +87,7 @@ def _open(file: Path, title: str) -> Champion:
         said = first_line(error)
         raise ModelError(
             f"{title}: expected a model as `registry pull` writes it, {file.name} with "
-            f"{names.name} beside it; received {said}. Pull it again."
+            f"{names.name} beside it; received {said}. Pull it again; or, if it has layers of your "
+            "own, import the file that registers them and use cnn_search.best."
         ) from None
     return Champion(title, model, class_names)

@@ -7,7 +7,7 @@ asking for the next one is not told its consequences.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 
 # first of all that import mlflow: it says how mlflow is to behave
@@ -241,8 +241,10 @@ def _weights(sweep: Sweep, version: ModelVersion) -> Trial | None:
 # Sweeps that have no ledger here
 
 
-def find_strangers(store: Store, name: str | None, known: Collection[str]) -> Iterator[Finding]:
-    """Yield what is wrong in MLflow with the sweeps called `name`, or all, that are not `known`.
+def find_strangers(
+    store: Store, name: str | None, folders: Callable[[], Collection[str]]
+) -> Iterator[Finding]:
+    """Yield what is wrong in MLflow with the sweeps called `name`, or all, that have no folder.
 
     Elsewhere their drivers may be alive, so that only runs of a store of our own are ended.
     """
@@ -251,6 +253,7 @@ def find_strangers(store: Store, name: str | None, known: Collection[str]) -> It
     found: dict[str, list[Run]] = {}
     for run in all_pages(client.search_runs, experiments, query):
         found.setdefault(run.data.tags[MARK], []).append(run)
+    known = folders()  # now: one that began meanwhile has its folder before its first run
     strangers = {s: runs for s, runs in found.items() if s not in known and _is_called(s, name)}
     for sweep, runs in sorted(strangers.items()):
         away = "and its ledger is not here"

@@ -136,9 +136,19 @@ def read_scores(client: mlflow.MlflowClient, version: ModelVersion) -> npt.NDArr
         return np.stack([unpack_bits(bits, told["test_images"]) for bits in packed])
     except Exception as error:  # whatever the artifacts' store raises: each has its own
         client.get_registered_model(version.name)  # raises if it is the server that is away
+        if not _is_lost(error):  # it may be had another time
+            raise
         raise TrackingError(
             f"the test scores of version {version.version} cannot be read ({first_line(error)})"
         ) from None
+
+
+def _is_lost(error: Exception) -> bool:
+    """Return whether a file is not there any more or damaged, as far as its store tells."""
+    gone = any(
+        word in str(error) for word in ("No such", "NoSuchKey", "404", "ot found", "ot Found")
+    )
+    return gone or isinstance(error, ValueError | LookupError | TypeError)
 
 
 def describe(tags: Mapping[str, str]) -> str:

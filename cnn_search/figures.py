@@ -35,10 +35,14 @@ def draw_curves(curve: Mapping[int, Mapping[str, float]], title: str) -> Figure:
     figure.suptitle(title)
     epochs = sorted(curve)
     for axes, metric in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
-        axes.plot(epochs, [curve[e][metric] for e in epochs], "--o", color=ORANGE, ms=3)
-        axes.plot(epochs, [curve[e][f"val_{metric}"] for e in epochs], "-o", color=BLUE, ms=3)
+        for name, label, form, colour in (
+            (metric, "training", "--o", ORANGE),
+            (f"val_{metric}", "validation", "-o", BLUE),
+        ):
+            known = [e for e in epochs if name in curve[e]]  # a hypermodel may not measure it
+            axes.plot(known, [curve[e][name] for e in known], form, color=colour, ms=3, label=label)
         axes.set(xlabel="epoch", ylabel="cross-entropy" if metric == "loss" else metric)
-        axes.legend(["training", "validation"])
+        axes.legend()
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
     return figure

@@ -47,9 +47,9 @@ def estimate_seconds(record: Record, table: FinalTable) -> float:
         return sum(seconds) / len(seconds)
 
     best = [trial for trial in ranking if not trial.baseline][: table.top]
-    books = [trial for trial in ranking if trial.baseline]
-    count = max(1, len(table.baselines))
-    one_seed = sum(per_epoch([trial]) for trial in best) + count * per_epoch(books or ranking)
+    books = [trial for trial in record.trials.values() if trial.baseline]
+    count = len(books) if table.baselines == ["all"] else max(1, len(table.baselines))
+    one_seed = sum(per_epoch([trial]) for trial in best) + count * per_epoch(books)
     return one_seed * epochs * table.seeds
 
 

@@ -450,9 +450,9 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
         file.seek(offset)
         while line := file.readline():
             event = _parse(line)
-            if event is None or (number and event["n"] != number + 1):
-                if not file.read(1):
-                    return
+            if not line.endswith(b"\n"):
+                return
+            if event is None or ((number or whole) and event["n"] != number + 1):
                 where = f"line {number + 1}" if whole else f"the line at byte {offset}"
                 raise LedgerError(
                     f"{path}: {where} is damaged (expected a whole JSON object with its own check; "
@@ -489,9 +489,9 @@ def sweeps_folder(mlruns: Path) -> Path:
 
 def find_sweep(mlruns: Path, name: str) -> Path | None:
     """Return the folder of the newest sweep of this name, or None."""
-    folders = sorted(sweeps_folder(mlruns).glob(f"{name}-[0-9]*/ledger.jsonl"))
-    folders = [f for f in folders if f.parent.name.rsplit("-", 2)[0] == name]
-    return folders[-1].parent if folders else None
+    ledgers = sorted(sweeps_folder(mlruns).glob("*/ledger.jsonl"))
+    folders = [f.parent for f in ledgers if f.parent.name.rsplit("-", 2)[0] == name]
+    return folders[-1] if folders else None
 
 
 def newest_sweep(mlruns: Path) -> Path | None:

@@ -249,11 +249,14 @@ def _describe(client: mlflow.MlflowClient, version: ModelVersion, alias: str) ->
     }
 
 
-def pull_model(store: Store, name: str, folder: Path, alias: str = CHAMPION) -> list[Path]:
+def pull_model(
+    store: Store, name: str, folder: Path, alias: str = CHAMPION
+) -> tuple[int, list[Path]]:
     """Write a version's `.keras` file, class names and configuration into `folder`.
 
     Returns:
-        The files written: `NAME.keras`, `NAME.classes.json`, `NAME.configuration.json`.
+        Its number, and the files written: `NAME.keras`, `NAME.classes.json`,
+        `NAME.configuration.json`.
 
     Raises:
         TrackingError: no such version has the alias, its files are gone, or `folder` cannot be
@@ -274,7 +277,7 @@ def pull_model(store: Store, name: str, folder: Path, alias: str = CHAMPION) -> 
                 f"registry: expected to write {name} into {folder}; received {first_line(error)}. "
                 "Correct it or pass another --to."
             ) from None
-    return files
+    return int(version.version), files
 
 
 def fetch_example(store: Store, run: str, folder: Path) -> Path | None:

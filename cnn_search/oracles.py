@@ -248,8 +248,8 @@ class Oracle:
             curve: Of a trial that was pruned: the objective after each epoch, and no score.
                 Optuna's samplers learn from it as such; to the others the last one is its score.
             costs: Of its network.
-            violation: Of a trial that was refused: how far it is from being allowed, above 0. Only
-                Optuna's samplers learn it; to the others it has failed.
+            violation: How far its network is from being allowed, above 0 if it is not. Only
+                Optuna's samplers learn it; to the others a trial that was refused has failed.
         """
         if number not in self._ids and not self._put_in(number, values):
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from cnn_search.definition import Definition
@@ -75,6 +76,8 @@ def measured(sweep: Definition, dataset: Any) -> list[str]:
     from cnn_search import probe
     from cnn_search.progress import duration
     from cnn_search.speed import fit
+    from cnn_search.subject import baseline_values, setup_of
+    from cnn_search.training import make_space
 
     sizes = probe.probe(sweep, dataset)
     predicted = fit(sizes)
@@ -88,7 +91,8 @@ def measured(sweep: Definition, dataset: Any) -> list[str]:
     seconds = probe.seconds_of(sizes, trials, epochs, full)
     lines.append(f"the search: about {duration(seconds)} here, if no trial ends early")
     if table := sweep.final:
-        books = len(table.baselines) or 1
+        space = make_space(setup_of(sweep, Path("unused")), dataset)
+        books = len(baseline_values(space, table.baselines))
         each = probe.seconds_of(sizes, books + table.top, full * (books + table.top), full)
         lines.append(f"the final scoring: about {duration(each * table.seeds)}")
     megabytes = probe.megabytes_of(sizes, trials, sweep.keep_models)

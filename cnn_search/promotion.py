@@ -70,7 +70,6 @@ def decide(client: mlflow.MlflowClient, version: ModelVersion, direction: str) -
         alias = CHAMPION if verdict.promoted else CHALLENGER
         move = write_move(
             client,
-            model,
             version,
             alias,
             by=version.tags[MARK],

@@ -49,7 +49,10 @@ def examine(mlruns: Path, name: str | None, *, fixing: bool) -> Iterator[Finding
     stores = (yield from _open_stores(mlruns, folders)) if usable else {}
     for folder in folders:
         yield from _examine_sweep(Sweep(folder), stores.get(_name(folder)), fixing)
-    known = {folder.name for folder in sweep_folders(mlruns, None)}
+
+    def known() -> set[str]:
+        return {folder.name for folder in sweep_folders(mlruns, None)}
+
     for store in list(stores.values())[:1]:
         yield from _asked(partial(discrepancies.find_strangers, store, name, known))
 

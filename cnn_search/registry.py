@@ -77,7 +77,7 @@ def pull(name: str, folder: Path, alias: str, as_json: bool, mlruns: Path) -> No
     """
     from cnn_search import models, store
 
-    files = models.pull_model(store.open_store(mlruns, name), name, folder, alias)
+    _, files = models.pull_model(store.open_store(mlruns, name), name, folder, alias)
     if as_json:
         click.echo(json.dumps([str(path) for path in files], indent=2))
     for path in files if not as_json else []:

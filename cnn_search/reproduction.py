@@ -37,12 +37,17 @@ def load_images(recorded: Recorded, data_dir: str | None = None) -> Dataset:
     """
     definition = recorded.definition
     own = definition.data not in DATASETS
-    dataset = load(
-        data_dir if own and data_dir else definition.data,
-        data_dir=data_dir or definition.data_dir,
-        train_limit=definition.train_limit,
-        image_size=definition.image_size,
-    )
+    try:
+        dataset = load(
+            data_dir if own and data_dir else definition.data,
+            data_dir=data_dir or definition.data_dir,
+            train_limit=definition.train_limit,
+            image_size=definition.image_size,
+        )
+    except DataError as error:
+        raise DataError(
+            f"{error} (It is where they were: --data-dir says where they are.)"
+        ) from None
     digest = recorded.tags["data_digest"]
     if dataset.digest != digest:
         raise DataError(
@@ -148,7 +153,8 @@ def judge(recorded: Recorded, replayed: Replayed, changes: Sequence[str]) -> dic
         changes: What differs between then and now; see `differences`.
 
     Returns:
-        `verdict`: "exactly", every metric of every epoch on record is equal to the last digit;
+        `verdict`: "exactly", every metric of every epoch on record, and the score of the kept
+            weights, are equal to the last digit;
         "within the seed spread", the score lies in the prediction interval of other seeds;
         "failed again, for the same reason"; or "not". `reproduced`, false for the last one only.
         `first_difference`: epoch, metric (or "epochs", how many there were), and its two values.
@@ -160,7 +166,7 @@ def judge(recorded: Recorded, replayed: Replayed, changes: Sequence[str]) -> dic
     if recorded.failure:
         if replayed.failure == recorded.failure:
             verdict = "failed again, for the same reason"
-    elif not replayed.failure and first is None:
+    elif not replayed.failure and first is None and recorded.score in (None, replayed.score):
         verdict = "exactly"
     elif replayed.score is not None and spread and spread[0] <= replayed.score <= spread[1]:
         verdict = "within the seed spread"
@@ -218,12 +224,14 @@ def describe(result: dict[str, Any]) -> str:
     if missing := result["missing_epochs"]:
         lines.append(f"  not on record, so not compared: epochs {', '.join(map(str, missing))}")
     lines += [f"  failed {w}: {text}" for w, text in _then_and_now(result["failure"]) if text]
-    if (first := result["first_difference"]) is not None:
+    first, score = result["first_difference"], result["score"]
+    if first is not None:
         lines.append(
             f"  first difference: {first['metric']} {first['recorded']!r} on record, "
             f"{first['replayed']!r} now, in epoch {first['epoch']}"
         )
-        scores = [f"{text} {w}" for w, text in _then_and_now(result["score"]) if text is not None]
+    if first is not None or score["recorded"] != score["replayed"]:
+        scores = [f"{text} {w}" for w, text in _then_and_now(score) if text is not None]
         if scores:
             lines.append(f"  {result['objective']} of the kept weights: {', '.join(scores)}")
         if spread := result["spread"]:

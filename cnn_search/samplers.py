@@ -54,7 +54,7 @@ class OptunaOracle(keras_tuner.Oracle, abc.ABC):
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         study = self._catch_up()
         taught = len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
-        taught += len(self.violations)
+        taught += len(self.violations.keys() & self.pruned)  # those that were refused
         for _ in range(DRAFTS):
             self._seed_state += 1
             study.sampler = self._sampler(self._seed_state, taught)

@@ -40,7 +40,7 @@ from cnn_search.ledger import (
     size_of,
     sweeps_folder,
 )
-from cnn_search.limits import violations
+from cnn_search.limits import Limit, violations
 from cnn_search.oracles import Ask, Oracle
 from cnn_search.probe import probe
 from cnn_search.pruners import Pruner
@@ -204,6 +204,7 @@ class _Search(Driver):
         if self.record.header:
             self._check_same()
             self._replay()
+            self._weigh()
             if self._is_over():
                 return False
             self._know_speed()
@@ -238,7 +239,11 @@ class _Search(Driver):
         """Tell the oracle what earlier sweeps found."""
         self.first = list(event["first"])
         for number, seen in enumerate(event["seen"], start=1):
-            self.oracle.tell(-number, seen["values"], seen["score"], costs=seen["costs"])
+            costs = seen["costs"]
+            violation = self._violation(costs)
+            self.oracle.tell(
+                -number, seen["values"], seen["score"], costs=costs, violation=violation
+            )
         if event["note"]:
             self.say(f"note: warm start from {', '.join(event['sweeps'])}: {event['note']}")
 
@@ -259,9 +264,10 @@ class _Search(Driver):
     def next(self) -> Trial | None:
         """Return the next baseline, the user's own, or what the oracle asks for."""
         trials = self.record.trials
-        ended = [trial.status for trial in trials.values() if trial.status != "waiting"]
+        ended = [trial.status for trial in trials.values() if trial.status in ENDED]
         if len(ended) >= GIVE_UP_AFTER and set(ended) == {"failed"}:
-            self.no_more = "failed"
+            if not self.running:  # one of those may not fail
+                self.no_more = "failed"
             return None
         number = len(trials)
         if self.tries and number >= 1:
@@ -276,8 +282,9 @@ class _Search(Driver):
                 self.no_more = "flat"
             return None
         if set(ended[-MOST_REFUSED:]) == {"refused"} and len(ended) >= MOST_REFUSED:
-            self.say(f"the last {MOST_REFUSED} configurations break [constraints]: too tight?")
-            self.no_more = "exhausted"
+            if not self.running:
+                self.say(f"the last {MOST_REFUSED} configurations break [constraints]: too tight?")
+                self.no_more = "exhausted"
             return None
         if self.baselines and not self.oracle.starts_with(self.baselines[0][1]):
             name, values = self.baselines.pop(0)
@@ -316,28 +323,36 @@ class _Search(Driver):
     def ended(self, trial: Trial, event: Event) -> None:
         self._tell(event)
         self._tidy()
+        self._weigh()
+
+    def _weigh(self) -> None:
         if self.definition.disk_megabytes is not None:
             self.too_large = size_of(self.folder) > 1e6 * self.definition.disk_megabytes
 
     def _tell(self, event: Event) -> None:
         """Tell oracle and pruner how a trial ended."""
         trial = self.record.trials[event["trial"]]
-        curve, violation = None, 0.0
+        curve = None
+        # the baseline and the user's own are trained though they may break the constraints
+        costs = event["costs"] if event["kind"] == "refused" else trial.costs
         if event["kind"] == "pruned":
             name = self.definition.objective
             epochs = range(1, event["epoch"] + 1)
             curve = {epoch: trial.curve[epoch][name] for epoch in epochs if epoch in trial.curve}
-        elif event["kind"] == "refused":
-            violation = sum(violations(event["costs"], self.setup.limits).values())
         self.oracle.tell(
             trial.number,
             trial.values,
             event.get("score"),
             curve=curve,
             costs=trial.costs,
-            violation=violation,
+            violation=self._violation(costs),
         )
         self.pruner.end(trial.number, event.get("score"))
+
+    def _violation(self, costs: Mapping[Limit, float]) -> float:
+        """Return how far a network is from being allowed, by as much as is known of its costs."""
+        limits = {name: limit for name, limit in self.setup.limits.items() if name in costs}
+        return sum(violations(costs, limits).values())
 
     def _ask(
         self, number: int, source: str, ask: Ask, baseline: str = "", recipe: str = ""
@@ -385,11 +400,11 @@ class _Search(Driver):
         """Return whether nothing is left to do, so that the sweep's answer stands."""
         minutes = self.definition.minutes
         spent = self.record.seconds + self.reserve(self.record)
-        if minutes is not None and spent >= 60 * minutes:
-            return True
         total = self.definition.epochs_total
-        if total is not None and self.record.epochs >= total:
-            return True
+        late = minutes is not None and spent >= 60 * minutes
+        if late or self.too_large or (total is not None and self.record.epochs >= total):
+            # one that was cut short is yet to choose its champion
+            return self.record.end not in ("", "interrupted", "crashed", "disk")
         trials = self.record.trials.values()
         if self.tries or any(t.status in ("waiting", "running", "stopped") for t in trials):
             return False

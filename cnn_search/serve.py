@@ -32,7 +32,9 @@ def main(name: str, port: int | None, alias: str, mlruns: Path) -> None:
     opened = store.open_store(mlruns, name)
     model = models.show_model(opened, name, alias)
     port = port or servers.free_port()
-    arguments = ["models", "serve", "--model-uri", model["uri"], "--env-manager", "local"]
+    # by its version: the alias may move before the server reads it
+    uri = f"models:/{name}/{model['version']}"
+    arguments = ["models", "serve", "--model-uri", uri, "--env-manager", "local"]
     click.echo(f"{name} version {model['version']}, {alias}: {model['summary']}; starting ...")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         example = models.fetch_example(opened, model["run"], Path(folder))

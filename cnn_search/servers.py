@@ -55,7 +55,8 @@ def running(
                 "Leave it out for a free one."
             ) from None
     # a terminate, or a terminal that is closed, is an interrupt here: the server is to end with us
-    before = {number: signal.signal(number, signal.default_int_handler) for number in ENDS}
+    heeded = [n for n in ENDS if signal.getsignal(n) != signal.SIG_IGN]  # nohup ignores one
+    before = {number: signal.signal(number, signal.default_int_handler) for number in heeded}
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # uvicorn
     environment = os.environ | SETTINGS | {"PATH": tools}
     environment |= {"MLFLOW_TRACKING_URI": uri, "MLFLOW_BACKEND_STORE_URI": uri}
@@ -74,7 +75,7 @@ def running(
                 )
             yield process
         finally:
-            for number in (*ENDS, signal.SIGINT):
+            for number in (*before, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
             _end(process)
             for number, handler in {signal.SIGINT: signal.default_int_handler, **before}.items():

@@ -26,7 +26,8 @@ def _names(ctx: click.Context, param: click.Parameter, typed: str) -> list[Compl
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0, min_open=True),
-    help="End after the epoch that runs then; all runs and the scoring count.",
+    help="End after the epoch that runs then: of the search, all runs of it counted; up to half is "
+    "kept for the final scoring, which goes on, with as much again, if it was not enough.",
 )
 @click.option(
     "--epochs-total", type=click.IntRange(min=1), help="End with so many, all trials together."

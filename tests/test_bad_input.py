@@ -92,7 +92,7 @@ def digits(each: int = 10, classes: int = 10) -> Arrays:
             ["[space] kernal: no such hyperparameter", "[space] kernel: expected 3; received"],
         ),
         ("sweep", ["cifar10", "--data-dir", "empty"], ["cifar10 in empty: expected cifar10.npz"]),
-        ("baseline", ["digitz"], ["baseline: expected a data set with a tutorial"]),
+        ("baseline", ["digitz"], ["digitz: expected the name of a sweep"]),
         ("registry", ["show", "digits"], ["mlruns: expected MLflow's database, mlflow.db"]),
     ],
 )

@@ -166,7 +166,7 @@ def test_a_pulled_file_predicts_what_the_registered_model_does(
 
 @pytest.mark.parametrize("damage", ["no model", "no classes", "too few classes", "not JSON"])
 def test_a_file_that_is_no_champion_is_refused(mlruns: Path, tmp_path: Path, damage: str) -> None:
-    model, names, _ = models.pull_model(store.open_store(mlruns, "digits"), "digits", tmp_path)
+    _, (model, names, _) = models.pull_model(store.open_store(mlruns, "digits"), "digits", tmp_path)
     if damage == "no model":
         model.write_bytes(b"PK nothing")
     elif damage == "no classes":

@@ -511,10 +511,13 @@ def test_a_baseline_of_ones_own_sweep_and_with_a_change_is_another_training(
 
 
 def test_an_unknown_baseline_is_answered_with_those_there_are(tmp_path: Path) -> None:
-    command = ["signs", "--which", "vgg_bn", "--mlruns", str(tmp_path)]
-    with pytest.raises(DefinitionError, match="--which expected one of conv7; received 'vgg_bn'"):
-        baseline.main.main(command, standalone_mode=False)
-    assert not list(tmp_path.iterdir())
+    file = tmp_path / "mine.toml"
+    file.write_text('data = "digits"\nsearch_space = "classics"\n')
+    for name, there in (("digits", "vgg_bn"), (str(file), "lenet5, alexnet, vgg16, googlenet")):
+        command = [name, "--which", "conv7", "--train-limit", "300", "--mlruns", str(tmp_path)]
+        with pytest.raises(DefinitionError, match=f"expected one of {there}; received 'conv7'"):
+            baseline.main.main(command, standalone_mode=False)
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(

@@ -398,7 +398,7 @@ def test_files_of_a_version_are_uploaded_again_from_the_sweep_s_folder(
         "digits version 1: its files are gone. --fix: upload them again from ",
         "digits version 2: its files are gone. --fix: upload them again from ",
     )
-    pulled = models.pull_model(where, "digits", tmp_path)
+    _, pulled = models.pull_model(where, "digits", tmp_path)
     assert pulled[0].read_bytes() == (files / "model.keras").read_bytes()
     assert models.show_model(where, "digits") == before
     source = where.client().get_model_version_by_alias("digits", "champion").source

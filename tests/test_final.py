@@ -228,9 +228,17 @@ def test_a_sweep_s_minutes_keep_a_share_for_its_scoring(scored):
     record, table = outcome.record, FinalTable(top=1, seeds=10)
     needed = final.estimate_seconds(record, table)
     epochs = 2 * 10  # of each finalist
-    mean = [np.mean(list(t.seconds.values())) for t in (record.trials[0], record.ranking()[0])]
-    if not record.ranking()[0].baseline:
-        assert needed == pytest.approx(epochs * sum(mean))
+    others = [trial for trial in record.ranking() if not trial.baseline]
+    mean = [np.mean(list(t.seconds.values())) for t in (record.trials[0], others[0])]
+    assert needed == pytest.approx(epochs * sum(mean))
+    every = FinalTable(top=1, seeds=10, baselines=["all"])
+    assert final.estimate_seconds(record, every) == needed
+    two = copy.deepcopy(record)
+    two.trials[others[-1].number].baseline = "another"
+    both = [s for t in (record.trials[0], others[-1]) for s in t.seconds.values()]
+    expected = epochs * (mean[1] + 2 * np.mean(both))
+    assert len(others) == 2
+    assert final.estimate_seconds(two, every) == pytest.approx(expected)
     plenty = 10 * needed / 60
     assert final.reserve(table, plenty)(record) == needed
     assert final.reserve(table, needed / 60)(record) == needed / 2
@@ -358,6 +366,11 @@ def test_the_record_of_a_scored_sweep_is_plain_json(scored):
 
 
 # The ablation
+
+
+def test_what_hangs_on_another_hyperparameter_is_one_change_with_it():
+    assert ablation.group("flip_alternates") == ablation.group("flip") == "augmentation"
+    assert ablation.group("lookahead") == ablation.group("averaging") == "averaging"
 
 
 @pytest.fixture(scope="module")

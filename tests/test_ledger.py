@@ -88,7 +88,7 @@ def test_a_torn_last_line_is_cut_off_with_a_note(ledger, kept):
     assert len(list(read_events(ledger.path))) == 3
 
 
-@pytest.mark.parametrize("damage", ["flip", "missing", "half", "empty"])
+@pytest.mark.parametrize("damage", ["flip", "first", "missing", "half", "empty"])
 def test_a_damaged_line_elsewhere_is_refused_and_the_file_left_as_it_was(ledger, damage):
     ask(ledger, 0)
     finish(ledger, 0, 0.5)
@@ -96,8 +96,8 @@ def test_a_damaged_line_elsewhere_is_refused_and_the_file_left_as_it_was(ledger,
     lines = ledger.path.read_bytes().splitlines(keepends=True)
     if damage == "flip":
         lines[4] = lines[4].replace(b"0.5", b"0.9")
-    elif damage == "missing":
-        del lines[3]
+    elif damage in ("first", "missing"):
+        del lines[3 if damage == "missing" else 0]
     elif damage == "half":
         lines[2] = lines[2][:20] + b"\n"
     else:

@@ -611,6 +611,22 @@ def test_a_server_that_is_away_is_not_taken_for_lost_scores(
         evidence.read_scores(client, champion)
 
 
+def test_a_passing_fault_decides_nothing(
+    begin: Callable[..., Sweep], where: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin().score(correct(0.5))
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.artifacts, "download_artifacts", full)
+        with pytest.raises(OSError, match="No space left"):
+            evidence.read_scores(where.client(), version(where, 1))
+    told = begin("digits-b").score(correct(0.99))
+    assert "version 2 became champion: on the same 300 test images" in told
+
+
 def test_a_champion_whose_run_was_deleted_is_compared_all_the_same(
     begin: Callable[..., Sweep], where: Store
 ) -> None:

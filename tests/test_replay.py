@@ -441,6 +441,31 @@ def test_fewer_epochs_than_on_record_are_not_the_same() -> None:
     assert "what differs: nothing on record" in reproduction.describe(result)
 
 
+def test_the_same_epochs_with_another_score_are_not_the_same() -> None:
+    """A prediction may be the mean of several views, of which no epoch tells."""
+    curve = {1: {"loss": 1.0}}
+    whole = Recorded(
+        "trial 1 of digits",
+        "",
+        definition.read("digits"),
+        {},
+        {},
+        1,
+        1,
+        frozenset([1]),
+        curve,
+        0.5,
+        (),
+        [],
+    )
+    same = reproduction.judge(whole, reproduction.Replayed(curve, 0.5, ()), [])
+    other = reproduction.judge(whole, reproduction.Replayed(curve, 0.4, ()), [])
+    assert (same["verdict"], other["verdict"]) == ("exactly", "not")
+    assert "val_accuracy of the kept weights: 0.5 on record, 0.4 now" in reproduction.describe(
+        other
+    )
+
+
 def diverge(patch: pytest.MonkeyPatch) -> None:
     real = Space.fit
 

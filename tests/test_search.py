@@ -1,5 +1,6 @@
 """The loop: one sweep in this process, its budgets, its order, and its end."""
 
+import dataclasses
 import errno
 import io
 import os
@@ -20,6 +21,7 @@ from cnn_search.optimisation import TrainingConfig
 from cnn_search.progress import Reporter
 from cnn_search.speed import Measured
 from cnn_search.training import Configuration
+from search_spaces.digits import Space as Digits
 from search_spaces.images import Space
 
 # quick to build and to train: one block of eight filters
@@ -355,7 +357,26 @@ def test_a_folder_that_is_larger_than_its_quota_ends_the_sweep(tmp_path, digits)
     outcome = run(tmp_path, digits, {"disk_megabytes": 0.01})
     assert outcome.record.end == "quota"
     assert [t.status for t in outcome.record.trials.values()] == ["finished"]
+    assert run(tmp_path, digits, {"disk_megabytes": 0.01}).already
     assert run(tmp_path, digits, {"disk_megabytes": 100.0}).record.end == "finished"
+
+
+@pytest.mark.parametrize("limit", [{"epochs_total": 3}, {"minutes": 1e5}, {"disk_megabytes": 0.01}])
+def test_a_sweep_that_is_killed_at_its_limit_chooses_its_champion_later(
+    tmp_path, digits, monkeypatch, limit
+):
+    monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: NoTraining(1))
+    whole = run(tmp_path, digits, {"training.epochs": 3, "trials": 3, **limit})
+    ledger = whole.folder / "ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    cut = next(i for i, line in enumerate(lines) if b'"kind": "champion"' in line)
+    ledger.write_bytes(b"".join(lines[:cut]))
+    limit = {"minutes": 1e-9} if "minutes" in limit else limit
+    again = run(tmp_path, digits, {"training.epochs": 3, "trials": 3, **limit})
+    names = {"epochs_total": "epochs", "minutes": "minutes", "disk_megabytes": "quota"}
+    assert again.record.end == names[next(iter(limit))]
+    assert again.record.champion == 0
+    assert run(tmp_path, digits, {"training.epochs": 3, "trials": 3, **limit}).already
 
 
 def test_a_full_disk_ends_the_sweep_and_fails_no_trial(tmp_path, digits, monkeypatch):
@@ -500,6 +521,89 @@ def test_constraints_that_nothing_meets_end_the_search(tmp_path, digits, monkeyp
     assert outcome.record.end == "exhausted"
     assert [t.status for t in outcome.record.trials.values()] == ["finished"] + ["refused"] * 4
     assert any("too tight?" in line for line in said)
+
+
+def test_several_baselines_go_first_and_once_in_a_sweep_that_was_killed(
+    tmp_path, digits, monkeypatch
+):
+    monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: NoTraining(1))
+    book = Digits.baselines["vgg_bn"]
+    other = dataclasses.replace(book.configuration, training=TrainingConfig("rmsprop"))
+    second = dataclasses.replace(book, configuration=other)
+    monkeypatch.setattr(Digits, "baselines", {**Digits.baselines, "second": second})
+    changes = {"baselines": ["all"], "trials": 4, "space": {}}
+    whole = run(tmp_path, digits, changes)
+    sources = [(ask["source"], ask["baseline"]) for ask in asks(whole)]
+    assert sources == [("baseline", "vgg_bn"), ("baseline", "second")] + [("oracle", "")] * 2
+    ledger = whole.folder / "ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    for asked in (1, 2):  # killed when the first, or both, had been asked for
+        cut = [i for i, line in enumerate(lines) if b'"kind": "ask"' in line][asked]
+        ledger.write_bytes(b"".join(lines[:cut]))
+        assert told(run(tmp_path, digits, changes)) == told(whole)
+
+
+class Ending(NoTraining):
+    """Ends each trial in one way, but a baseline that may not be refused; one late."""
+
+    def __init__(self, kind, **fields):
+        super().__init__(2)
+        self.kind, self.fields, self.late, self.calls = kind, fields, [], 0
+
+    def submit(self, task):
+        about = {"trial": task.trial, "attempt": task.attempt}
+        if task.trial == 0 and self.kind == "refused":
+            super().submit(task)
+            return
+        self.events.put(("start", {**about, "backend": "none", "threads": 1}))
+        ended = (self.kind, {**about, **self.fields})
+        if task.trial == 1:
+            self.late.append(ended)
+        else:
+            self.events.put(ended)
+
+    def slots(self):
+        self.calls += 1
+        if self.calls % 100 == 0 and self.late:
+            self.events.put(self.late.pop())
+        return super().slots()
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "end"),
+    [
+        ("refused", {"costs": {"flops": 2}, "message": "2 flops"}, "exhausted"),
+        ("failed", {"reason": "error", "message": "no", "traceback": ""}, "failed"),
+    ],
+)
+def test_a_hopeless_search_ends_with_several_workers_too(
+    tmp_path, digits, monkeypatch, kind, fields, end
+):
+    monkeypatch.setattr("cnn_search.search.MOST_REFUSED", 4)
+    monkeypatch.setattr("cnn_search.driver.TICK_SECONDS", 0.01)
+    monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: Ending(kind, **fields))
+    changes = {"constraints": {"flops": "<= 1"}, "oracle.kind": "random", "trials": 30}
+    outcome = run(tmp_path, digits, changes)
+    assert outcome.record.end == end
+    ended = [trial.status for trial in outcome.record.trials.values()]
+    assert set(ended[kind == "refused" :]) == {kind}
+    assert len(ended) <= 1 + max(4, search.GIVE_UP_AFTER)
+
+
+def test_the_oracle_learns_that_ones_own_network_breaks_the_constraints(
+    tmp_path, digits, monkeypatch
+):
+    told, tell = [], search.Oracle.tell
+
+    def heard(self, number, values, score, **more):
+        told.append((number, round(more["violation"], 2)))
+        tell(self, number, values, score, **more)
+
+    monkeypatch.setattr(search.Oracle, "tell", heard)
+    monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: NoTraining(1))
+    changes = {"constraints": {"flops": ">= 2"}, "oracle.kind": "tpe", "trials": 2}
+    run(tmp_path, digits, changes, tries=[{"depth": 1, "filters_1": 16}])
+    assert told == [(0, 0.69), (1, 0.69)]
 
 
 def test_a_flat_search_ends_and_a_larger_patience_goes_on(tmp_path, digits, monkeypatch):

@@ -822,7 +822,7 @@ def test_a_server_that_comes_up_late_gets_everything_once_and_no_secret_is_writt
     with server(tmp_path / "server", port):
         assert follower.close(lambda line: None) == ""
         told = everything(where)
-        pulled = models.pull_model(where, "digits", tmp_path / "pulled")
+        _, pulled = models.pull_model(where, "digits", tmp_path / "pulled")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", where.uri)
         assert store.open_store(tmp_path, "digits").address == f"http://127.0.0.1:{port}"
     assert told == expected

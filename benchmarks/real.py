@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
 
@@ -82,7 +83,8 @@ def kerastuner(options: argparse.Namespace, seed: int, folder: Path) -> dict[str
         space,
         objective="val_accuracy",
         max_trials=10**5,
-        seed=seed,
+        # KerasTuner counts on from it with each draw: of 1 to 5 the streams run into each other
+        seed=int(np.random.SeedSequence(seed).generate_state(1)[0] % 2**31),
         hyperparameters=narrowed,
         tune_new_entries=False,
         max_consecutive_failed_trials=10**5,

@@ -18,7 +18,7 @@ from cnn_search.datasets import Dataset
 from cnn_search.definition import EngineTable
 from cnn_search.driver import OnEvent, Outcome, Say
 from cnn_search.errors import LedgerError
-from cnn_search.ledger import Record, Trial, read_record
+from cnn_search.ledger import ENDED, Record, Trial, read_record
 from cnn_search.retraining import Retrainer, Wanted
 from cnn_search.spaces import complete, declared
 
@@ -94,7 +94,7 @@ class _Ablation(Retrainer):
             )
         finalists = {f["name"]: f for f in record.plans[-1]["finalists"]}
         book, winner = record.plans[-1]["finalists"][0], finalists[record.scored["winner"]]
-        if winner["baseline"]:
+        if winner["name"] == book["name"]:
             raise LedgerError(
                 f"{folder.name}: expected a winner that differs from the book's model; it is "
                 f"{winner['name']}. There is nothing to take apart."
@@ -111,7 +111,9 @@ class _Ablation(Retrainer):
 
     def begin(self) -> bool:
         self.check_images()
-        if self._is_planned() and all(self.find(wanted) for wanted in self.wanted()):
+        found = [self.find(wanted) for wanted in self.wanted()]
+        ended = all(trial is not None and trial.status in ENDED for trial in found)
+        if self._is_planned() and ended and "path" in self.record.ablation:
             return False
         self.check_space(declared(self.space))
         return True
@@ -164,13 +166,13 @@ def order_of(
 ) -> list[str] | None:
     """Return the changes by their mean score alone, best first; None while one is not trained.
 
-    A change whose trainings all failed comes last.
+    Those of which a training failed come last: the mean of the others would flatter.
     """
     sign = 1 if record.header["direction"] == "max" else -1
 
-    def mean(trials: Sequence[Trial]) -> float:
+    def mean(trials: Sequence[Trial]) -> tuple[bool, float]:
         scores = [sign * t.result["score"] for t in trials if t.status == "finished"]
-        return float(np.mean(scores)) if scores else -np.inf
+        return len(scores) == len(trials), float(np.mean(scores)) if scores else -np.inf
 
     trained = {change: record.retrained(values, seeds) for change, values in alone.items()}
     ended = ("finished", "failed")
@@ -179,4 +181,4 @@ def order_of(
         for trials in trained.values()
     ):
         return None
-    return sorted(alone, key=lambda change: -mean(trained[change]))
+    return sorted(alone, key=lambda change: mean(trained[change]), reverse=True)

@@ -100,7 +100,7 @@ def _unscored(record: Record, state: str) -> str:
         text += f" against {_score(book)} of {book_of(book.baseline)}"
     text += ", the best of several and of one seed each."
     todo = {
-        "searching": f" The search is not finished: python -m cnn_search.sweep {name}",
+        "searching": f" The search is not finished: {record.sweep_command()}",
         "scoring": f" The final scoring is not finished: python -m cnn_search.score {name}",
         "searched": f" To train it anew and score it on the test part: "
         f"python -m cnn_search.score {name}",
@@ -176,10 +176,11 @@ def _row(
 
 
 def _optimism(record: Record, winner: Mapping[str, Any]) -> float | None:
-    """Return by how many points the search's score of the winner is above its test accuracy."""
-    if record.definition["objective"] != "val_accuracy" or winner["searched_score"] is None:
+    """Return by how many points the search's score of the winner is above that of fresh seeds."""
+    accuracy = record.definition["objective"] == "val_accuracy"
+    if not accuracy or winner["baseline"] or winner["searched_score"] is None:
         return None
-    return float(100 * (winner["searched_score"] - winner["accuracy"]["mean"]))
+    return float(100 * (winner["searched_score"] - winner["validation"]["mean"]))
 
 
 def _fewer_flops(record: Record, winner: Mapping[str, Any], book: str) -> dict[str, Any] | None:
@@ -277,9 +278,13 @@ def _sentence(
         )
     name = against["finalist"] + ("" if against["kept"] else f" ({against['weights']} weights)")
     if winner["finalist"] == against["finalist"]:
+        sign = 1 if record.header["direction"] == "max" else -1
+        means = [sign * row["validation"]["mean"] for row in found["rows"] if row["kept"]]
+        best = sign * winner["validation"]["mean"] >= max(means)
+        which = "has the best validation" if best else "is the cheapest near the best validation"
         return (
             f"The search found nothing better than {book_of(against['finalist'])}: of the "
-            f"configurations that were trained anew it has the best validation, and "
+            f"configurations that were trained anew it {which}, and "
             f"{_percent(winner)} of test accuracy ({n}). {sweep}"
         )
     difference = found["differences"][against["name"]]

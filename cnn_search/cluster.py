@@ -29,8 +29,8 @@ from cnn_search import backend, worker
 from cnn_search.datasets import Dataset
 from cnn_search.definition import EngineTable
 from cnn_search.engines import Engine
-from cnn_search.errors import EngineError
-from cnn_search.ledger import ENDINGS
+from cnn_search.errors import EngineError, first_line
+from cnn_search.ledger import ENDINGS, IMAGES
 from cnn_search.surroundings import versions
 from cnn_search.training import Setup, Stop, Task
 
@@ -104,17 +104,28 @@ class DaskEngine(Engine):
         self._cluster: Any = None
 
     def start(self) -> None:
-        worker.write_images(self._setup.folder / worker.IMAGES, self._dataset)
+        try:
+            worker.write_images(self._setup.folder / IMAGES, self._dataset)
+        except OSError as error:
+            self.close(wait=False)
+            raise EngineError(
+                f"engine: expected space for a copy of the images in {self._setup.folder}; "
+                f"received {first_line(error)}. Make space, then the same command goes on; "
+                "--workers 0 makes no copy."
+            ) from None
         try:
             address = self._table.scheduler or self._start_workers()
             self._client = distributed.Client(  # type: ignore[no-untyped-call]
                 address, timeout=START_SECONDS, set_as_default=False
             )
+        except EngineError:
+            self.close(wait=False)
+            raise
         except (OSError, ValueError, TypeError) as error:
             self.close(wait=False)
             raise EngineError(
                 f"engine: expected dask's scheduler at {self._table.scheduler}; received "
-                f"{str(error).splitlines()[0]}. Start it (docs/cluster.md), or pass --workers."
+                f"{first_line(error)}. Start it (docs/cluster.md), or pass --workers."
             ) from None
         self._listen()
         try:
@@ -267,13 +278,15 @@ class DaskEngine(Engine):
             for member in self._members.values():
                 _kill_process(member.pid)
         if self._client is not None:
-            for topic in self._topics:
-                self._client.unsubscribe_topic(topic)
-            self._client.close(timeout=5)
+            with contextlib.suppress(Exception):  # the search is whole, whatever dask still does
+                for topic in self._topics:
+                    self._client.unsubscribe_topic(topic)
+                self._client.close(timeout=5)
         if self._cluster is not None:
-            self._cluster.close(timeout=10)
+            with contextlib.suppress(Exception):
+                self._cluster.close(timeout=10)
         self._members.clear()  # their process numbers may be others' from now on
-        shutil.rmtree(self._setup.folder / worker.IMAGES, ignore_errors=True)
+        shutil.rmtree(self._setup.folder / IMAGES, ignore_errors=True)
 
     # Workers
 
@@ -305,7 +318,7 @@ class DaskEngine(Engine):
             share = max(1, told[address]["cores"] // hosts[here[address]["host"]])
             threads = self._table.threads or share
             if self._cluster is not None:  # ours: as many as `backend.prepare` was told
-                threads = backend.describe()["threads"]
+                threads = self._table.threads or backend.describe()["threads"]
             self._members[address] = _Member(told[address]["pid"], threads)
 
     def _problem(self, told: Any, known: dict[str, Any]) -> str:
@@ -404,7 +417,7 @@ class DaskEngine(Engine):
             return
         said = "the connection to the scheduler was lost"
         if future.status == "error":
-            said = str(future.exception()).splitlines()[0]
+            said = first_line(future.exception())
         with self._lock:
             if key in self._running:
                 self._die(key, "died" if future.status == "error" else "lost", said)

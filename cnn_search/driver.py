@@ -306,8 +306,8 @@ class Driver(abc.ABC):
 
     def _recorded(self, trial: Trial) -> int:
         """Return the last epoch on record; a promoted trial begins where its parent ended."""
-        before = {} if trial.parent is None else self.trials[trial.parent].curve
-        return max(trial.curve or before, default=0)
+        family = [trial] if trial.parent is None else self.record.lineage(trial)
+        return max((epoch for one in family for epoch in one.curve), default=0)
 
     def _stop_all(self, engine: Engine, reason: str, when: Stop) -> None:
         self.ending = reason

@@ -112,7 +112,8 @@ class InlineEngine(Engine):
         self._tasks.put(task)
 
     def stop(self, when: Stop, trial: int | None = None) -> None:
-        self._asked[trial] = when
+        if self._asked.get(trial) != "now":
+            self._asked[trial] = when
 
     def kill(self, trial: int) -> None:
         raise EngineError(
@@ -140,7 +141,8 @@ class InlineEngine(Engine):
         self.events.put((kind, {"trial": task.trial, "attempt": task.attempt, **fields}))
 
     def _told(self, task: Task) -> Stop:
-        return self._asked.get(None) or self._asked.get(task.trial, "")
+        asked = self._asked.get(None, ""), self._asked.get(task.trial, "")
+        return "now" if "now" in asked else asked[0] or asked[1]
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ import errno
 import json
 import math
 import os
+import shlex
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +60,7 @@ ENDINGS = {  # the status of a trial that does not go on, by the event that ends
     "refused": "refused",
 }
 ENDED = tuple(ENDINGS.values())
+IMAGES = "images"  # below a sweep's folder while it runs: what its workers map into their memory
 
 
 @dataclass
@@ -148,6 +150,8 @@ class Record:
         scored: The event "scored" of the last plan; empty before it is.
         ablation: The last event "ablation"; empty if there was none.
         scoring_end: Why the last final scoring ended; empty while it runs.
+        job: Of the last session.
+        command: Of the last session of the search.
     """
 
     header: Event = field(default_factory=dict)
@@ -168,12 +172,15 @@ class Record:
     ablation: Event = field(default_factory=dict)
     scoring_end: str = ""
     job: str = ""
+    command: str = ""
 
     def apply(self, event: Event) -> None:
         """Take in the next event."""
         kind = event["kind"]
         if kind == "session":
             self.job = event.get("job", "search")
+            if self.job == "search":
+                self.command = event.get("command", "")
             self.sessions += 1
             self.session, self.versions = event, event["versions"]
             if self.job == "search":
@@ -251,6 +258,14 @@ class Record:
     def trial_of(self, event: Event) -> Trial:
         """Return the trial or retraining that an event is about."""
         return self.finals[event["final"]] if "final" in event else self.trials[event["trial"]]
+
+    def sweep_command(self, *more: str) -> str:
+        """Return the command that goes on with the search, or with "--new" begins it anew."""
+        program, *arguments = shlex.split(self.command) or [""]
+        if program != "sweep.py":  # run from Python, or a test
+            arguments = [self.definition["name"]]
+        kept = [argument for argument in arguments if argument != "--new"]
+        return shlex.join(["python", "-m", "cnn_search.sweep", *kept, *more])
 
     @property
     def definition(self) -> dict[str, Any]:

@@ -54,7 +54,10 @@ def _draw(definition: Definition, space: Any) -> list[dict[str, Any]]:
     drawn = []
     for number in range(DRAWN):
         if (ask := oracle.ask(number)) is not None:
-            model = space.build(space.hyperparameters(ask.values))
+            try:
+                model = space.build(space.hyperparameters(ask.values))
+            except Exception:  # in a sweep it would be a trial that failed
+                continue
             drawn.append((count_flops(model), number, ask.values))
             backend.clear()
     return [values for _, _, values in sorted(drawn, key=lambda row: row[:2])]

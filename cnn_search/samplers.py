@@ -187,7 +187,10 @@ def suggest(trial: optuna.Trial, hp: Any) -> Any:
 def param_of(hp: Any, value: Any) -> Any:
     """Return a value of a hyperparameter as it goes into Optuna: its place, if it has one."""
     levels = _levels(hp)
-    return levels.index(value) if levels is not None and _is_ordered(hp) else value
+    if levels is None or not _is_ordered(hp):
+        return value
+    # a float with steps has them as KerasTuner computes them, .3 as .30000000000000004
+    return min(range(len(levels)), key=lambda i: levels[i] != value and abs(levels[i] - value))
 
 
 def _levels(hp: Any) -> list[Any] | None:

@@ -29,6 +29,7 @@ from cnn_search.errors import DefinitionError, LedgerError
 from cnn_search.ledger import (
     ENDED,
     ENDINGS,
+    IMAGES,
     Event,
     Record,
     Trial,
@@ -327,7 +328,8 @@ class _Search(Driver):
 
     def _weigh(self) -> None:
         if self.definition.disk_megabytes is not None:
-            self.too_large = size_of(self.folder) > 1e6 * self.definition.disk_megabytes
+            size = size_of(self.folder) - size_of(self.folder / IMAGES)
+            self.too_large = size > 1e6 * self.definition.disk_megabytes
 
     def _tell(self, event: Event) -> None:
         """Tell oracle and pruner how a trial ended."""

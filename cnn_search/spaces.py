@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ import keras_tuner
 from keras_tuner.engine import hyperparameters as kinds
 
 from cnn_search.errors import DefinitionError
+
+TAKEN = ("epochs", "seed")  # parameters of each run in MLflow
 
 
 def declared(space: Any) -> Any:
@@ -36,6 +39,12 @@ def declared(space: Any) -> Any:
             f"{', '.join(twice)} twice. Rename one."
         )
     for hp in found.space:
+        if not re.fullmatch(r"[\w /.:-]+", hp.name) or hp.name in TAKEN:
+            raise DefinitionError(
+                f"{where}: expected names of letters, digits, spaces and _ - . : / , as MLflow "
+                f"takes, and not {' or '.join(TAKEN)}, which it has of each run; received "
+                f"{hp.name!r}. Rename it."
+            )
         for value in hp.values:
             if isinstance(value, float) and not math.isfinite(value):
                 raise DefinitionError(
@@ -61,11 +70,19 @@ def outside(space: Any, values: Mapping[str, Any]) -> list[str]:
 
 
 def coerce(hp: Any, value: Any) -> Any:
-    """Return `value` as a hyperparameter has it (0 as 0.0 among floats), or None if it cannot."""
+    """Return `value` as a hyperparameter has it (0 as 0.0 among floats), or None if it cannot.
+
+    A float with steps has them as KerasTuner computes them, .3 as .30000000000000004.
+    """
     if _is_range(hp):
         kind, numbers = (int, int) if isinstance(hp, kinds.Int) else (float, int | float)
         number = isinstance(value, numbers) and not isinstance(value, bool)
         return kind(value) if number and hp.min_value <= value <= hp.max_value else None
+    if isinstance(hp, kinds.Float):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return next(
+            (v for v in hp.values if number and math.isclose(v, value, abs_tol=1e-12)), None
+        )
     truth = isinstance(value, bool)
     same = [v for v in hp.values if isinstance(v, bool) == truth and v == value]
     return same[0] if same else None
@@ -73,7 +90,7 @@ def coerce(hp: Any, value: Any) -> Any:
 
 def _is_range(hp: Any) -> bool:
     """Return whether a hyperparameter has any number between two, or any whole one."""
-    return isinstance(hp, kinds.Float) or (isinstance(hp, kinds.Int) and hp.step is None)
+    return isinstance(hp, kinds.Float | kinds.Int) and hp.step is None
 
 
 def allowed(hp: Any) -> str:
@@ -106,9 +123,9 @@ def narrow(space: Any, table: Mapping[str, Any], over: list[str] | None = None) 
     narrowed = keras_tuner.HyperParameters()
     for hp in space.space:
         fixed = [hp.default] if over is not None and hp.name not in over else None
-        values = table.get(hp.name, fixed)
-        if values is None:
-            narrowed.merge([hp])
+        values = table.get(hp.name)
+        if values is None:  # a default need not be one of KerasTuner's steps
+            narrowed.merge([_choice(hp, fixed) if fixed else hp])
             continue
         values = values if isinstance(values, list) else [values]
         bad = [value for value in values if coerce(hp, value) is None]

@@ -332,7 +332,10 @@ def _train(
     if len(dataset.validation.labels):
         validation["validation_data"] = (dataset.validation.images, dataset.validation.labels)
         validation["validation_batch_size"] = VALIDATION_BATCH
-    if not follower.ended(len(state.history)):
+    if follower.ended(len(state.history)):
+        if setup.keep_state and state.history:  # its parent's patience ended: who goes on from it?
+            save_state(folder / "checkpoint.npz", model, state, task.attempt)
+    else:
         space.fit(
             hp,
             model,

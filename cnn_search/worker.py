@@ -20,9 +20,8 @@ from distributed.core import Status
 
 from cnn_search import backend
 from cnn_search.datasets import Dataset, Part
+from cnn_search.ledger import IMAGES
 from cnn_search.surroundings import usable_cores, versions
-
-IMAGES = "images"  # below the sweep's folder: what the workers map into their memory
 
 _asked: dict[str, str] = {}  # what attempts were told, by key
 _loaded: dict[str, Dataset] = {}  # by folder
@@ -48,7 +47,8 @@ def enlist(folder: str, ours: bool) -> dict[str, Any]:
 
 def ask_to_stop(key: str, when: str) -> None:
     """Tell an attempt that runs here, or will, to stop."""
-    _asked[key] = when
+    if _asked.get(key) != "now":
+        _asked[key] = when
 
 
 def attempt(

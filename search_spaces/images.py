@@ -7,6 +7,7 @@ baseline gives the defaults, so that a sweep's trial 0 is the book's model.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -216,7 +217,7 @@ class Space(keras_tuner.HyperModel):
         return Configuration(
             self._network(hp, choose, usual),
             self._augmentation(hp, choose),
-            self._training(hp, choose),
+            self._training(hp, choose, usual),
         )
 
     def _network(self, hp: Any, choose: Any, usual: Mapping[str, Any]) -> NetworkConfig:
@@ -246,11 +247,19 @@ class Space(keras_tuner.HyperModel):
                 blocks.append(BlockConfig(**{**shared, **block, "residual": residual}))
         # a step in the first convolution only: one in every block leaves nothing of small images
         blocks[0] = dataclasses.replace(blocks[0], stride=choose("stride_1", self.stride))
-        try:
-            first = NetworkConfig(tuple(blocks[:1]), whitening=whitening)
-            fitting_blocks(first, self.input_shape)
-        except DefinitionError:  # a first block that does not fit keeps the size of its map
-            blocks[0] = dataclasses.replace(blocks[0], padding="same")
+        # a first block that does not fit keeps the size of its map, and pools nothing of 4 pixels
+        mends: list[dict[str, Any]] = [
+            {},
+            {"padding": "same"},
+            {"padding": "same", "pooling": "none"},
+        ]
+        for mended in mends:
+            blocks[0] = dataclasses.replace(blocks[0], **mended)
+            with contextlib.suppress(DefinitionError):
+                fitting_blocks(
+                    NetworkConfig(tuple(blocks[:1]), whitening=whitening), self.input_shape
+                )
+                break
         head = choose("head", ("flatten", "average", "max"))
         dense_units = choose("dense_units", self.dense_units)
         with hp.conditional_scope(
@@ -293,16 +302,26 @@ class Space(keras_tuner.HyperModel):
             fill=choose("fill", ("nearest", "reflect", "constant")),
         )
 
-    def _training(self, hp: Any, choose: Any) -> TrainingConfig:
+    def _training(self, hp: Any, choose: Any, usual: Mapping[str, Any]) -> TrainingConfig:
+        # what a grid leaves at its default is the first baseline's, as far as it has it
+        book = {"learning_rate": 1e-3, "sgd_learning_rate": 1e-1, "momentum": 0.9, "warmup": 0.0}
+        has = (
+            ("sgd_learning_rate", "momentum") if usual["optimiser"] == "sgd" else ("learning_rate",)
+        )
+        book |= {name: usual[name] for name in (*has, "warmup")}
         optimiser = choose("optimiser", ("adam", "sgd", "rmsprop"))
         with hp.conditional_scope("optimiser", ["adam", "rmsprop"]):
-            rate = hp.Float("learning_rate", *self.learning_rate, sampling="log", default=1e-3)
+            rate = hp.Float(
+                "learning_rate", *self.learning_rate, sampling="log", default=book["learning_rate"]
+            )
         with hp.conditional_scope("optimiser", ["sgd"]):  # KerasTuner's grid needs unique names
-            sgd_rate = hp.Float("sgd_learning_rate", 1e-2, 0.5, sampling="log", default=1e-1)
-            momentum = hp.Choice("momentum", [0.0, 0.8, 0.85, 0.9, 0.95], default=0.9)
+            sgd_rate = hp.Float(
+                "sgd_learning_rate", 1e-2, 0.5, sampling="log", default=book["sgd_learning_rate"]
+            )
+            momentum = hp.Choice("momentum", [0.0, 0.8, 0.85, 0.9, 0.95], default=book["momentum"])
         schedule = choose("schedule", ("constant", "cosine", "one_cycle", "triangular"))
         with hp.conditional_scope("schedule", ["cosine"]):
-            warmup = hp.Choice("warmup", [0.0, 0.05, 0.1, 0.2], default=0.0)
+            warmup = hp.Choice("warmup", [0.0, 0.05, 0.1, 0.2], default=book["warmup"])
         averaging = choose("averaging", self.averaging)
         with hp.conditional_scope("averaging", [s for s in self.averaging if s] or [1.0]):
             lookahead = choose("lookahead", self.lookahead)

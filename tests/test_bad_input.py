@@ -183,6 +183,8 @@ def test_what_no_space_or_baseline_has_is_refused(
             "received flip twice",
         ),
         ("hp.Choice('own', [])", "`values` must be provided"),
+        ("hp.Choice('own (me)', [1, 2])", "received 'own (me)'. Rename it"),
+        ("hp.Choice('seed', [1, 2])", "and not epochs or seed"),
         ("hp.Choice('own', [object()])", "`int`, `float`, `str`, or `bool`"),
         ("hp.Choice('own', [1, None])", "only one type of value"),
         ("hp.Choice('own', [1.0, math.inf])", "own: expected finite numbers; received inf"),

@@ -64,6 +64,31 @@ def setup_in(folder):
     return Setup(f"{__name__}:Fate", Protocol(3), folder, checkpoint_seconds=0)
 
 
+def test_a_trial_that_is_told_now_stops_now_whatever_else_is_told(digits, tmp_path):
+    engine = make_engine(EngineTable(workers=0), setup_in(tmp_path / "a"), digits, print)
+    task = Task(3, 1, {}, 1, 3)
+    engine.stop("epoch")
+    assert engine._told(task) == "epoch"
+    engine.stop("now", 3)
+    engine.stop("epoch", 3)
+    assert engine._told(task) == "now"
+
+
+def test_a_disk_that_is_full_before_the_first_trial_is_said_and_nothing_stays(
+    digits, tmp_path, monkeypatch
+):
+    def full(folder, dataset):
+        folder.mkdir(parents=True)
+        (folder / "train_labels.npy").touch()
+        raise OSError("8000 requested and 100 written")
+
+    monkeypatch.setattr("cnn_search.worker.write_images", full)
+    engine = make_engine(EngineTable(workers=1), setup_in(tmp_path / "a"), digits, print)
+    with pytest.raises(EngineError, match="expected space for a copy of the images in .* written"):
+        engine.start()
+    assert not (tmp_path / "a/images").exists()
+
+
 @contextlib.contextmanager
 def started(folder, dataset, *, setup=None, **table):
     """An engine that trains in `folder`, closed at the end."""

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import shutil
 
 import keras
 import mlflow
@@ -416,6 +417,19 @@ def test_an_ablation_trains_nothing_twice_and_reads_no_test_image(ablated):
     assert all(record.finals[number] == trial for number, trial in before.finals.items())
     assert all(not t.tests for n, t in record.finals.items() if n not in before.finals)
     assert record.scored == before.scored
+
+
+def test_an_ablation_that_was_killed_in_its_last_training_goes_on(ablated, tmp_path, digits):
+    _, outcome = ablated
+    folder = tmp_path / "mlruns/sweeps" / outcome.folder.name
+    shutil.copytree(outcome.folder, folder)
+    lines = (folder / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    cut = [i for i, line in enumerate(lines) if b'"kind": "done", "final"' in line][-1]
+    (folder / "ledger.jsonl").write_bytes(b"".join(lines[:cut]))
+    again = ablation.run(folder, digits, tmp_path / "mlruns")
+    told = [{**o.record.ablation, "n": 0, "time": 0} for o in (outcome, again)]
+    assert told[0] == told[1]
+    assert len(again.record.finals) == len(outcome.record.finals)
 
 
 def test_the_answer_tells_the_steps_of_an_ablation(ablated):

@@ -7,7 +7,7 @@ import resource
 import pytest
 
 from cnn_search.errors import LedgerError
-from cnn_search.ledger import Ledger, read_events, read_record, size_of
+from cnn_search.ledger import Ledger, Record, read_events, read_record, size_of
 
 HEADER = {
     "sweep": "digits-1",
@@ -107,6 +107,20 @@ def test_a_damaged_line_elsewhere_is_refused_and_the_file_left_as_it_was(ledger,
     with pytest.raises(LedgerError, match=r"ledger\.jsonl: line \d is damaged .* --new"):
         Ledger(ledger.path).open()
     assert ledger.path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("recorded", "typed"),
+    [
+        ("sweep.py flowers.toml --data-dir 'my data' --new", "flowers.toml --data-dir 'my data'"),
+        ("pytest -q", "digits"),
+        ("", "digits"),
+    ],
+)
+def test_the_command_that_goes_on_is_the_one_on_record(recorded, typed):
+    record = Record(header={"definition": {"name": "digits"}}, command=recorded)
+    assert record.sweep_command() == f"python -m cnn_search.sweep {typed}"
+    assert record.sweep_command("--new") == f"python -m cnn_search.sweep {typed} --new"
 
 
 def test_ranking_breaks_ties_by_loss_then_by_size_and_counts_full_fidelity_only(ledger):

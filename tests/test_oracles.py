@@ -192,6 +192,18 @@ def test_refused_trials_are_taken_in_and_tpe_learns_what_is_allowed(kind):
         assert sum(refused[20:]) < sum(refused[:10])
 
 
+@pytest.mark.parametrize("kind", ["random", "tpe", GP])
+def test_a_float_with_steps_is_taken_in_by_its_step(kind):
+    space = keras_tuner.HyperParameters()
+    space.Float("dropout", 0.0, 0.5, step=0.1, default=0.3)
+    assert not outside(space, {"dropout": 0.3})  # KerasTuner's step is .30000000000000004
+    assert outside(space, {"dropout": 0.35}) == ["dropout"]
+    oracle = make(kind, space=space)
+    oracle.tell(0, {"dropout": 0.3}, 0.5)
+    ask = oracle.ask(1)
+    assert ask.values["dropout"] in space.space[0].values
+
+
 @pytest.mark.parametrize("kind", ["random", "grid", "tpe", GP])
 def test_a_small_space_is_exhausted_without_asking_twice(kind):
     space = narrow(small_space(), {"dense_units": [0, 64], "optimiser": "adam"})

@@ -361,6 +361,18 @@ def test_a_folder_that_is_larger_than_its_quota_ends_the_sweep(tmp_path, digits)
     assert run(tmp_path, digits, {"disk_megabytes": 100.0}).record.end == "finished"
 
 
+def test_a_quota_does_not_count_the_copy_of_the_images(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr("cnn_search.driver.make_engine", lambda *arguments: NoTraining(1))
+
+    def copy(record, event):
+        folder = next((tmp_path / "mlruns/sweeps").iterdir()) / "images"
+        folder.mkdir(exist_ok=True)
+        (folder / "train_images.npy").write_bytes(bytes(2_000_000))
+
+    outcome = run(tmp_path, digits, {"disk_megabytes": 1.0}, on_event=copy)
+    assert outcome.record.end == "finished"
+
+
 @pytest.mark.parametrize("limit", [{"epochs_total": 3}, {"minutes": 1e5}, {"disk_megabytes": 0.01}])
 def test_a_sweep_that_is_killed_at_its_limit_chooses_its_champion_later(
     tmp_path, digits, monkeypatch, limit

@@ -22,6 +22,7 @@ from cnn_search.spaces import declared, outside, size, with_defaults
 from cnn_search.subject import searched
 from cnn_search.training import Protocol, find_space
 from search_spaces import images
+from search_spaces.classics import Space as Classics
 
 # name of a space: the shape of its images, its classes
 SPACES: dict[str, tuple[tuple[int, int, int], int]] = {
@@ -196,6 +197,22 @@ def test_random_points_really_are_built(space: images.Space) -> None:
         model = build_network(network, space.input_shape, space.classes)
         assert model.output.shape == (None, space.classes)
         assert model.count_params() > 0
+
+
+@pytest.mark.parametrize("side", [4, 5])
+def test_every_point_fits_the_smallest_images(side: int) -> None:
+    space = images.Space((side, side, 3), 10, 100, Protocol(2))
+    for values in random_points(space, 300):
+        network = space.configure(space.hyperparameters(values)).network
+        assert fitting_blocks(network, space.input_shape)
+
+
+def test_what_a_grid_leaves_alone_is_the_baseline_s() -> None:
+    space = Classics((32, 32, 3), 10, 100, Protocol(2))
+    defaults = {entry.name: entry.default for entry in space.hyperparameters().space}
+    [book] = [space.baseline_values(name) for name in list(space.baselines)[:1]]
+    assert book["optimiser"] == "sgd"
+    assert {name: defaults[name] for name in book} == book
 
 
 def test_a_first_block_that_does_not_fit_keeps_the_size_of_its_map() -> None:

@@ -323,6 +323,19 @@ def test_an_epoch_is_told_after_its_checkpoint_is_on_the_disk(
     assert not path.with_suffix(".partial").exists()
 
 
+def test_who_goes_on_from_a_trial_whose_patience_was_at_its_end_has_a_state(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {**PLAIN}
+    first = attempt(digits, tmp_path, values, epochs=1, keep_state=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Follower, "ended", lambda self, epochs: True)
+        second = attempt(digits, tmp_path, values, trial=1, parent=0, keep_state=True)
+    assert (second.done["score"], second.epochs) == (first.done["score"], {})
+    third = attempt(digits, tmp_path, values, epochs=2, trial=2, parent=1, keep_state=True)
+    assert list(third.epochs) == [2]
+
+
 def test_a_trial_goes_on_from_its_parents_last_state_with_the_optimisers(
     straight: Attempt, digits: Dataset, tmp_path: Path
 ) -> None:

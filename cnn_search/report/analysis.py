@@ -71,7 +71,7 @@ def _unfinished(record: Record, answer: Mapping[str, Any]) -> str:
             f"The final scoring is not finished. It goes on with: python -m cnn_search.score {name}"
         )
     if record.end in OPEN_ENDS:
-        return f"The search is not finished. It goes on with: python -m cnn_search.sweep {name}"
+        return f"The search is not finished. It goes on with: {record.sweep_command()}"
     return ""
 
 
@@ -221,6 +221,7 @@ def setting(record: Record, sessions: Sequence[Event]) -> dict[str, Any]:
         "classes": len(data["class_names"]),
         "test_digest": record.plans[-1]["test_digest"] if record.plans else None,
         "definition": record.definition,
+        "command": record.sweep_command("--new"),
         "definition_digest": record.header["digest"],
         "threads": record.threads,
         "seconds": round(record.seconds, 1),

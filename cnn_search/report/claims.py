@@ -39,11 +39,17 @@ class Claim:
 
 def blocks(trial: Trial, name: str) -> list[Any]:
     """Return a hyperparameter's value in each block that the network has."""
-    found, depth = [], trial.values.get("depth", 0)
-    for number in range(1, depth + 1) if isinstance(depth, int) else ():
+    found = []
+    for number in range(1, int(depth(trial) or 0) + 1):
         if f"{name}_{number}" in trial.values:
             found.append(trial.values[f"{name}_{number}"])
     return found
+
+
+def depth(trial: Trial) -> float | None:
+    """Return how many blocks a network has: those that fitted the images."""
+    asked = trial.values.get("depth")
+    return asked - trial.result.get("blocks_dropped", 0) if isinstance(asked, int) else None
 
 
 def _majority(name: str, first: str, second: str, noun: str) -> Callable[[Sequence[Trial]], Groups]:
@@ -119,7 +125,7 @@ CLAIMS = (
     Claim(
         "Depth",
         "“The deeper the network the better?” (the tutorial of one_conv)",
-        _halves(_number("depth"), lambda cut: f"{cut:.0f} blocks"),
+        _halves(depth, lambda cut: f"{cut:.0f} blocks"),
     ),
     Claim(
         "Size",
@@ -214,6 +220,18 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 def _caution(record: Record) -> str:
     kind = record.definition["oracle"]["kind"]
+    pruner = record.definition.get("pruner", {}).get("kind", "none")
+    survivors = (
+        f"The pruner ({pruner}) let only survivors come to their end: the groups are chosen by "
+        "earlier scores, and a difference between them is smaller than between all configurations."
+    )
+    said = _caution_of(record, kind)
+    if pruner == "none":
+        return said
+    return survivors if kind == "random" else f"{said} {survivors}"
+
+
+def _caution_of(record: Record, kind: str) -> str:
     if kind == "random":
         return (
             "The oracle drew all values at random, so what else differs between two groups differs "

@@ -78,7 +78,7 @@ def reproduction(facts: Facts) -> Section:
             Table(["began (UTC)", "job", "command", "commit", ""], sessions, "Sessions"),
         ],
         [
-            f"python -m cnn_search.sweep {name} --new  # search, curves, importance, claims",
+            f"{found['command']}  # search, curves, importance, claims",
             f"python -m cnn_search.score {name}  # all about the test part, and latencies",
             f"python -m cnn_search.replay {name} --trial 0  # one trial again, compared",
             f"python -m cnn_search.report {name}  # this page; or with --ledger FILE",

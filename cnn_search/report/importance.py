@@ -219,7 +219,8 @@ def importance(record: Record) -> dict[str, Any]:
                 "trials": sum(name in trial.params for trial in frozen),
             }
         )
-    found["top"] = math.ceil(quantile * n)
+    cut = np.sort(loss)[math.ceil(quantile * n) - 1]
+    found["top"] = int(np.sum(loss <= cut))  # all that are as good as the last of them
     found["resamples"] = resamples
     return found
 

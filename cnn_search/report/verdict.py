@@ -75,21 +75,25 @@ def certainty(answer: Facts) -> Section:
     texts = [
         f"Each finalist was trained anew with {answer['seeds']} fresh seeds and {answer['epochs']} "
         f"epochs, and each model scored once on {answer['test_images']:,} test images; the winner "
-        "is chosen by its mean validation, never by a test score. The intervals "
+        "is chosen by its mean validation (or, by [registry], as the cheapest near the best), "
+        "never by a test score. The intervals "
         "of accuracies and gains allow for other seeds and other test images; those of validation "
         "and loss for other seeds alone.",
         f"The test part was read {answer['test_reads']} times in {answer['scorings']} "
         f"scoring{'s' if answer['scorings'] != 1 else ''}, once for each set of weights.",
     ]
+    if answer["scorings"] > 1:
+        texts[-1] += (
+            " An interval that is looked at after each of several scorings leaves out zero by "
+            "chance more often than once in twenty."
+        )
     optimism = answer["optimism_points"]
     if optimism is not None:
         side = "above" if optimism >= 0 else "below"
+        flattered = ": by so much the best of several flattered" if optimism > 0 else ""
         texts.append(
-            f"The search's own score of the winner was {abs(optimism):.2f} points {side} its mean "
-            "test accuracy: by so much a best-of-several validation score flattered."
-            if optimism > 0
-            else f"The search's own score of the winner was {abs(optimism):.2f} points {side} its "
-            "mean test accuracy."
+            f"The search's own score of the winner was {abs(optimism):.2f} points {side} the mean "
+            f"validation of its fresh seeds{flattered}."
         )
     fewer = answer["fewer_flops"]
     if fewer:

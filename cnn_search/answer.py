@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cnn_search import statistics
-from cnn_search.ledger import Record, Trial, unpack_bits
+from cnn_search.ledger import OPEN_ENDS, Record, Trial, unpack_bits
 from cnn_search.progress import capital, changes, duration, ratio_text
 
 
@@ -86,7 +86,7 @@ def answer(record: Record) -> dict[str, Any]:
 def _state(record: Record) -> str:
     if record.plans:
         return "scored" if record.scored else "scoring"
-    return "searched" if record.end not in ("", "interrupted", "crashed") else "searching"
+    return "searched" if record.end not in OPEN_ENDS else "searching"
 
 
 def _unscored(record: Record, state: str) -> str:

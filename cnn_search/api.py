@@ -142,7 +142,7 @@ def run(
         reporter.close()
     page.leave(outcome, chosen.name, Path(mlruns), reporter.say)
     if outcome.undelivered:
-        reporter.say(f"warning: MLflow has not got all of it: {outcome.undelivered}")
+        reporter.say(f"MLflow does not have everything: {outcome.undelivered}")
     if outcome.ending == "disk":
         reporter.say("The disk is full; nothing is lost. Make space, then the same call goes on.")
     if outcome.ending == "interrupted":

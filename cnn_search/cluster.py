@@ -105,9 +105,15 @@ class DaskEngine(Engine):
 
     def start(self) -> None:
         try:
+            self._begin()
+        except EngineError:
+            self.close(wait=False)
+            raise
+
+    def _begin(self) -> None:
+        try:
             worker.write_images(self._setup.folder / IMAGES, self._dataset)
         except OSError as error:
-            self.close(wait=False)
             raise EngineError(
                 f"engine: expected space for a copy of the images in {self._setup.folder}; "
                 f"received {first_line(error)}. Make space, then the same command goes on; "
@@ -118,11 +124,7 @@ class DaskEngine(Engine):
             self._client = distributed.Client(  # type: ignore[no-untyped-call]
                 address, timeout=START_SECONDS, set_as_default=False
             )
-        except EngineError:
-            self.close(wait=False)
-            raise
         except (OSError, ValueError, TypeError) as error:
-            self.close(wait=False)
             raise EngineError(
                 f"engine: expected dask's scheduler at {self._table.scheduler}; received "
                 f"{first_line(error)}. Start it (docs/cluster.md), or pass --workers."
@@ -132,14 +134,10 @@ class DaskEngine(Engine):
             self._client.wait_for_workers(self._count, timeout=START_SECONDS)
             self._admit(self._client.nthreads(), refuse=True)
         except TimeoutError:
-            self.close(wait=False)
             raise EngineError(
                 f"engine: expected a worker at {address} within {START_SECONDS} s; there is none. "
                 "Start workers (docs/cluster.md)."
             ) from None
-        except EngineError:
-            self.close(wait=False)
-            raise
 
     def _listen(self) -> None:
         """Have the scheduler tell what happens."""

@@ -145,9 +145,8 @@ def read_scores(client: mlflow.MlflowClient, version: ModelVersion) -> npt.NDArr
 
 def _is_lost(error: Exception) -> bool:
     """Return whether a file is not there any more or damaged, as far as its store tells."""
-    gone = any(
-        word in str(error) for word in ("No such", "NoSuchKey", "404", "ot found", "ot Found")
-    )
+    said = str(error).lower()
+    gone = any(word in said for word in ("no such", "nosuchkey", "not found", "404"))
     return gone or isinstance(error, ValueError | LookupError | TypeError)
 
 

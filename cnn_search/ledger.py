@@ -60,6 +60,7 @@ ENDINGS = {  # the status of a trial that does not go on, by the event that ends
     "refused": "refused",
 }
 ENDED = tuple(ENDINGS.values())
+OPEN_ENDS = ("", "interrupted", "crashed")  # of a session: the same command goes on
 IMAGES = "images"  # below a sweep's folder while it runs: what its workers map into their memory
 
 
@@ -464,9 +465,9 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
     with open(path, "rb") as file:
         file.seek(offset)
         while line := file.readline():
-            event = _parse(line)
             if not line.endswith(b"\n"):
                 return
+            event = _parse(line)
             if event is None or ((number or whole) and event["n"] != number + 1):
                 where = f"line {number + 1}" if whole else f"the line at byte {offset}"
                 raise LedgerError(

@@ -45,9 +45,7 @@ def load_images(recorded: Recorded, data_dir: str | None = None) -> Dataset:
             image_size=definition.image_size,
         )
     except DataError as error:
-        raise DataError(
-            f"{error} (It is where they were: --data-dir says where they are.)"
-        ) from None
+        raise DataError(f"{error} If they are elsewhere now, pass --data-dir.") from None
     digest = recorded.tags["data_digest"]
     if dataset.digest != digest:
         raise DataError(

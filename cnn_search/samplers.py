@@ -190,7 +190,7 @@ def param_of(hp: Any, value: Any) -> Any:
     if levels is None or not _is_ordered(hp):
         return value
     # a float with steps has them as KerasTuner computes them, .3 as .30000000000000004
-    return min(range(len(levels)), key=lambda i: levels[i] != value and abs(levels[i] - value))
+    return min(range(len(levels)), key=lambda i: abs(levels[i] - value))
 
 
 def _levels(hp: Any) -> list[Any] | None:

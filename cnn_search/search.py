@@ -30,6 +30,7 @@ from cnn_search.ledger import (
     ENDED,
     ENDINGS,
     IMAGES,
+    OPEN_ENDS,
     Event,
     Record,
     Trial,
@@ -406,7 +407,7 @@ class _Search(Driver):
         late = minutes is not None and spent >= 60 * minutes
         if late or self.too_large or (total is not None and self.record.epochs >= total):
             # one that was cut short is yet to choose its champion
-            return self.record.end not in ("", "interrupted", "crashed", "disk")
+            return self.record.end not in (*OPEN_ENDS, "disk")
         trials = self.record.trials.values()
         if self.tries or any(t.status in ("waiting", "running", "stopped") for t in trials):
             return False

@@ -304,24 +304,21 @@ class Space(keras_tuner.HyperModel):
 
     def _training(self, hp: Any, choose: Any, usual: Mapping[str, Any]) -> TrainingConfig:
         # what a grid leaves at its default is the first baseline's, as far as it has it
-        book = {"learning_rate": 1e-3, "sgd_learning_rate": 1e-1, "momentum": 0.9, "warmup": 0.0}
-        has = (
-            ("sgd_learning_rate", "momentum") if usual["optimiser"] == "sgd" else ("learning_rate",)
-        )
-        book |= {name: usual[name] for name in (*has, "warmup")}
+        rates = {"adam": 1e-3, "sgd": 1e-1}
+        rates["sgd" if usual["optimiser"] == "sgd" else "adam"] = usual["learning_rate"]
         optimiser = choose("optimiser", ("adam", "sgd", "rmsprop"))
         with hp.conditional_scope("optimiser", ["adam", "rmsprop"]):
             rate = hp.Float(
-                "learning_rate", *self.learning_rate, sampling="log", default=book["learning_rate"]
+                "learning_rate", *self.learning_rate, sampling="log", default=rates["adam"]
             )
         with hp.conditional_scope("optimiser", ["sgd"]):  # KerasTuner's grid needs unique names
             sgd_rate = hp.Float(
-                "sgd_learning_rate", 1e-2, 0.5, sampling="log", default=book["sgd_learning_rate"]
+                "sgd_learning_rate", 1e-2, 0.5, sampling="log", default=rates["sgd"]
             )
-            momentum = hp.Choice("momentum", [0.0, 0.8, 0.85, 0.9, 0.95], default=book["momentum"])
+            momentum = choose("momentum", (0.0, 0.8, 0.85, 0.9, 0.95))
         schedule = choose("schedule", ("constant", "cosine", "one_cycle", "triangular"))
         with hp.conditional_scope("schedule", ["cosine"]):
-            warmup = hp.Choice("warmup", [0.0, 0.05, 0.1, 0.2], default=book["warmup"])
+            warmup = choose("warmup", (0.0, 0.05, 0.1, 0.2))
         averaging = choose("averaging", self.averaging)
         with hp.conditional_scope("averaging", [s for s in self.averaging if s] or [1.0]):
             lookahead = choose("lookahead", self.lookahead)

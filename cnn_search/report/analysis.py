@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from cnn_search.errors import LedgerError
-from cnn_search.ledger import Event, Record, Trial, read_events
+from cnn_search.ledger import OPEN_ENDS, Event, Record, Trial, read_events
 from cnn_search.progress import changes
 from cnn_search.report.claims import weigh_claims
 from cnn_search.report.comparison import compare, named_trial
 from cnn_search.report.importance import full_trials, importance
 from cnn_search.report.mistakes import tested
-
-OPEN_ENDS = ("", "interrupted", "crashed")
 
 
 def read(ledger: Path) -> tuple[Record, list[Event]]:

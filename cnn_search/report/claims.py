@@ -18,6 +18,10 @@ from cnn_search.report.importance import full_trials
 
 FEWEST_IN_GROUP = 8  # of fewer trials, the interval covers too seldom
 RESAMPLES = 4000
+CHOSEN = (
+    "the groups are chosen by earlier scores, and a difference between them is smaller than "
+    "between all configurations."
+)
 
 Groups = tuple[str, list[Trial], str, list[Trial]]
 
@@ -221,10 +225,7 @@ def _verdict(row: Mapping[str, Any]) -> str:
 def _caution(record: Record) -> str:
     kind = record.definition["oracle"]["kind"]
     pruner = record.definition.get("pruner", {}).get("kind", "none")
-    survivors = (
-        f"The pruner ({pruner}) let only survivors come to their end: the groups are chosen by "
-        "earlier scores, and a difference between them is smaller than between all configurations."
-    )
+    survivors = f"The pruner ({pruner}) let only survivors come to their end: {CHOSEN}"
     said = _caution_of(record, kind)
     if pruner == "none":
         return said
@@ -239,10 +240,7 @@ def _caution_of(record: Record, kind: str) -> str:
             "parameters, and more of everything that each block has)."
         )
     if kind == "hyperband":
-        return (
-            "Hyperband trained only survivors to full length: the groups are chosen by earlier "
-            "scores, and a difference between them is smaller than between all configurations."
-        )
+        return f"Hyperband trained only survivors to full length: {CHOSEN}"
     if kind == "grid":
         names = ", ".join(record.definition["oracle"]["over"])
         return f"The grid varied only: {names}. All else had the baseline's value."

@@ -49,6 +49,11 @@ SHAPES = {
 @click.option("--data-dir", help="Folder with the data set's archives.")
 @click.option("--train-limit", type=click.IntRange(min=1), help="Use so many training images.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the training [all cores].")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "mixed_bfloat16"]),
+    help="What training computes in, instead of the sweep's.",
+)
 @click.option("--new", is_flag=True, help="Train again, though a result is on record.")
 @click.option("--list", "list_", is_flag=True, help="Show every baseline.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
@@ -62,6 +67,7 @@ def main(
     data_dir: str | None,
     train_limit: int | None,
     threads: int | None,
+    precision: str | None,
     new: bool,
     list_: bool,
     as_json: bool,
@@ -83,7 +89,11 @@ def main(
         return
     if name is None:
         raise click.UsageError("Missing argument NAME; --list shows every baseline.")
-    given = {"data_dir": data_dir, "train_limit": train_limit}
+    given = {
+        "data_dir": data_dir,
+        "train_limit": train_limit,
+        "training.precision": precision,
+    }
     definition = read(name, {k: v for k, v in given.items() if v is not None})
     pairs = dict(commands.parse_pair(pair, "--try") for pair in changes.split())
     backend.prepare(threads or usable_cores())

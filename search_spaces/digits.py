@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 
 from cnn_search.augmentation import AugmentationConfig
-from cnn_search.training import Baseline
+from cnn_search.training import Baseline, Configuration
 from search_spaces import images
+
+MEAN, DEVIATION = (0.305,), (0.376,)
 
 BASELINES = {
     # a mirrored digit is another sign, so no flip
@@ -23,6 +25,11 @@ class Space(images.Space):
     """What may vary for digits."""
 
     baselines: Mapping[str, Baseline] = BASELINES
+    recipes: Mapping[str, Configuration] = {
+        "fast": images.fast_for_few(
+            64, 128, mean=MEAN, deviation=DEVIATION, batch_size=64, whitening=True
+        )
+    }
     filters = (8, 16, 32, 64, 128)
     depth = (1, 2, 3)  # three times pooled, 8 pixels are 1
     kernel = (3,)
@@ -34,5 +41,5 @@ class Space(images.Space):
     batch_size = (16, 32, 64)
     averaging = (0.0, 0.9)  # an epoch has a few dozen steps only
     cutout = (0, 2)
-    pixel_mean = (0.305,)
-    pixel_deviation = (0.376,)
+    pixel_mean = MEAN
+    pixel_deviation = DEVIATION

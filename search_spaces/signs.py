@@ -43,6 +43,7 @@ class Space(images.Space):
     """What may vary for SIGNS."""
 
     baselines: Mapping[str, Baseline] = BASELINES
+    recipes: Mapping[str, Configuration] = {"fast": images.fast_for_few(16, 32, 64, 128)}
     filters = (8, 16, 32, 64, 128)
     kernel = (3, 5, 7)
     dense_units = (0, 64, 128)

@@ -408,7 +408,9 @@ def test_every_baseline_has_the_parameters_that_its_tutorial_prints(
     assert [(row["data"], row["baseline"]) for row in recipes] == [
         ("cifar10", "small"),
         ("cifar10", "fast"),
+        ("digits", "fast"),
         ("fashion_mnist", "fast"),
+        ("signs", "fast"),
     ]
     rows = [row for row in rows if row["tutorial"]]
     found = {
@@ -422,6 +424,27 @@ def test_every_baseline_has_the_parameters_that_its_tutorial_prints(
         "fashion_mnist": "one_conv",
         "signs": "conv7",
     }
+
+
+@pytest.mark.parametrize("options", [(), ("--precision", "mixed_bfloat16")])
+def test_a_baseline_trains_in_the_precision_that_is_asked_for(
+    options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def train(task: Any, setup: Any, *_: Any) -> None:
+        asked.append(setup.precision)
+        raise AssertionError("far enough")
+
+    monkeypatch.setattr(training, "train", train)
+    command = [
+        "digits",
+        *"--epochs 1 --train-limit 300 --threads 1 --mlruns".split(),
+        str(tmp_path),
+    ]
+    with pytest.raises(AssertionError, match="far enough"):
+        baseline.main.main([*command, *options], standalone_mode=False)
+    assert asked == [options[-1] if options else "float32"]
 
 
 def raising(message: str) -> Callable[..., None]:

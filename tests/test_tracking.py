@@ -41,7 +41,9 @@ def tiny_sweep(factory: pytest.TempPathFactory) -> Path:
             forget_the_user(patch)
             outcome = search.run(
                 definition.read(
-                    "digits", {"trials": 3, "training.epochs": 2, "keep_models": 2, "seed": 5}
+                    "digits",
+                    {"trials": 3, "training.epochs": 2, "keep_models": 2, "seed": 5}
+                    | {"recipes": False},
                 ),
                 datasets.load("digits", train_limit=300),
                 mlruns,

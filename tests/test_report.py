@@ -625,7 +625,7 @@ def test_the_baseline_is_drawn_as_such_whichever_weights_are_stronger():
     found = page.make(path).twin
     assert found["comparison"]["baseline"] == "vgg_bn, last weights"
     roles = {line["role"]: line["name"] for line in found["curves"]["lines"]}
-    assert roles == {"baseline": "vgg_bn", "best": "trial 23"}
+    assert roles == {"baseline": "vgg_bn", "best": "trial 11"}
 
 
 def test_a_baseline_that_breaks_the_constraints_is_shown_and_is_no_best(tmp_path):

@@ -144,6 +144,7 @@ def _row(
         "baseline": finalist["baseline"],
         "trial": finalist["trial"],
         "values": finalist["values"],
+        "built": trials[0].built,
         "changed": changes(record, searched) if searched and 0 in record.trials else "",
         "weights": weights,
         "kept": kept,

@@ -120,6 +120,16 @@ class Trial:
         return costs
 
     @property
+    def built(self) -> dict[str, Any]:
+        """Its values without those of blocks that did not fit the images, and were left out."""
+        dropped, depth = self.result.get("blocks_dropped", 0), self.values.get("depth")
+        if not (dropped and isinstance(depth, int)):
+            return dict(self.values)
+        left_out = tuple(f"_{number}" for number in range(depth - dropped + 1, depth + 1))
+        kept = {name: value for name, value in self.values.items() if not name.endswith(left_out)}
+        return kept | {"depth": depth - dropped}
+
+    @property
     def training_flops(self) -> float:
         """What it trains with for each image of each epoch; a prediction may be of many views."""
         return float(BACKWARD_AND_FORWARD * self.result["flops"] / self.values.get("views", 1))

@@ -628,6 +628,18 @@ def test_the_baseline_is_drawn_as_such_whichever_weights_are_stronger():
     assert roles == {"baseline": "vgg_bn", "best": "trial 11"}
 
 
+def test_a_block_that_did_not_fit_the_images_is_not_shown_as_one_of_the_network():
+    path = Path(__file__).parents[1] / "docs" / "results" / "digits.jsonl"
+    trial = read_record(path).trials[11]
+    assert (trial.values["depth"], trial.result["blocks_dropped"]) == (2, 1)
+    assert trial.built["depth"] == 1
+    assert set(trial.values) - set(trial.built) == {
+        f"{name}_2" for name in ("filters", "padding", "normalisation", "pooling", "dropout")
+    }
+    changed = {row["name"]: row["best"] for row in page.make(path).twin["comparison"]["changed"]}
+    assert (changed["depth"], changed["filters"]) == ([1], [64])
+
+
 def test_a_baseline_that_breaks_the_constraints_is_shown_and_is_no_best(tmp_path):
     STATES["the_baseline_breaks_the_constraints"](tmp_path / "ledger.jsonl").close()
     found = page.make(tmp_path / "ledger.jsonl").twin

@@ -543,7 +543,7 @@ def test_several_baselines_go_first_and_once_in_a_sweep_that_was_killed(
     other = dataclasses.replace(book.configuration, training=TrainingConfig("rmsprop"))
     second = dataclasses.replace(book, configuration=other)
     monkeypatch.setattr(Digits, "baselines", {**Digits.baselines, "second": second})
-    changes = {"baselines": ["all"], "trials": 4, "space": {}}
+    changes = {"baselines": ["all"], "trials": 4, "space": {}, "recipes": False}
     whole = run(tmp_path, digits, changes)
     sources = [(ask["source"], ask["baseline"]) for ask in asks(whole)]
     assert sources == [("baseline", "vgg_bn"), ("baseline", "second")] + [("oracle", "")] * 2

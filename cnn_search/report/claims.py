@@ -52,8 +52,8 @@ def blocks(trial: Trial, name: str) -> list[Any]:
 
 def depth(trial: Trial) -> float | None:
     """Return how many blocks a network has: those that fitted the images."""
-    asked = trial.values.get("depth")
-    return asked - trial.result.get("blocks_dropped", 0) if isinstance(asked, int) else None
+    found = trial.built.get("depth")
+    return found if isinstance(found, int) else None
 
 
 def _majority(name: str, first: str, second: str, noun: str) -> Callable[[Sequence[Trial]], Groups]:

@@ -55,7 +55,7 @@ def compare(record: Record, answer: Mapping[str, Any]) -> dict[str, Any]:
         sides = [_costs(record, baseline), _costs(record, found)]
         evidence = "validation"
     first, second = (side or {} for side in sides)
-    before, after = by_root(first.get("values", {})), by_root(second.get("values", {}))
+    before, after = by_root(first.get("built", {})), by_root(second.get("built", {}))
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     both = bool(first and second)
     return {
@@ -84,7 +84,7 @@ def _costs(record: Record, trial: Trial | None) -> dict[str, Any] | None:
     images = record.header["data"]["train_images"]
     return {
         "name": named_trial(trial),
-        "values": trial.values,
+        "built": trial.built,
         "score": result["score"],
         "parameters": result["parameters"],
         "flops": result["flops"],

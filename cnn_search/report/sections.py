@@ -78,7 +78,7 @@ def first_tables(record: Record, answer: Facts, facts: Facts) -> list[Table]:
                 cost["unit"],
                 amount(cost["name"], cost["baseline"]) if found["baseline"] else "",
                 amount(cost["name"], cost["best"]) if found["best"] else "",
-                f"{ratio_text(cost['best'] / cost['baseline'])} ×" if both else "",
+                f"{ratio_text(cost['best'] / cost['baseline'])}\N{NO-BREAK SPACE}×" if both else "",
             ]
         )
     means = "Means over the seeds, of latencies medians. " if found["evidence"] == "test" else ""
@@ -97,7 +97,7 @@ def first_tables(record: Record, answer: Facts, facts: Facts) -> list[Table]:
         ],
         "What was changed",
         f"{found['unchanged']} other hyperparameters are equal. Several values are those of the "
-        "blocks, in order; – is one that the network has not.",
+        "blocks, in order; – is one that the network has not, as of a block that did not fit.",
     )
     if not (found["baseline"] or found["best"]):
         return []

@@ -256,7 +256,7 @@ def test_a_sweep_prints_its_result_on_stdout_and_its_progress_on_stderr(swept: S
     said = swept.first.stderr
     assert "digits: 240 training and 60 validation images of 8x8x1, 10 classes" in said
     assert "trial 0 (1 of 2) (baseline vgg_bn): the tutorial's model" in said
-    assert "trial 1 (2 of 2): val_accuracy " in said
+    assert "trial 1 (2 of 2) (recipe fast): val_accuracy " in said
     assert "Traceback" not in said
     assert (swept.mlruns / "mlflow.db").is_file()
 
@@ -536,7 +536,10 @@ def test_a_baseline_of_ones_own_sweep_and_with_a_change_is_another_training(
 def test_an_unknown_baseline_is_answered_with_those_there_are(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('data = "digits"\nsearch_space = "classics"\n')
-    for name, there in (("digits", "vgg_bn"), (str(file), "lenet5, alexnet, vgg16, googlenet")):
+    for name, there in (
+        ("digits", "vgg_bn, fast"),
+        (str(file), "lenet5, alexnet, vgg16, googlenet"),
+    ):
         command = [name, "--which", "conv7", "--train-limit", "300", "--mlruns", str(tmp_path)]
         with pytest.raises(DefinitionError, match=f"expected one of {there}; received 'conv7'"):
             baseline.main.main(command, standalone_mode=False)

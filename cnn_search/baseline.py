@@ -14,12 +14,12 @@ import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from cnn_search import commands
-from cnn_search.definition import Definition, read
+from cnn_search.definition import Definition, Precision, read
 from cnn_search.errors import DataError, DefinitionError
 from cnn_search.ledger import hold, make_folder
 from cnn_search.surroundings import usable_cores
@@ -51,7 +51,7 @@ SHAPES = {
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the training [all cores].")
 @click.option(
     "--precision",
-    type=click.Choice(["float32", "mixed_bfloat16"]),
+    type=click.Choice(get_args(Precision)),
     help="What training computes in, instead of the sweep's.",
 )
 @click.option("--new", is_flag=True, help="Train again, though a result is on record.")

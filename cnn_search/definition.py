@@ -44,6 +44,8 @@ WORTH_PRUNING = 6  # epochs of a trial
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a sweep: it names folders, and a model
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
+Precision = Literal["float32", "mixed_bfloat16"]
+
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -69,7 +71,7 @@ class TrainingTable(_Table):
     monitor: Literal["val_loss", "val_accuracy"] = "val_loss"
     weights: Literal["best", "last"] = "best"
     class_weights: bool = False
-    precision: Literal["float32", "mixed_bfloat16"] = "float32"
+    precision: Precision = "float32"
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
 
 

@@ -42,8 +42,13 @@ def tiny_sweep(factory: pytest.TempPathFactory) -> Path:
             outcome = search.run(
                 definition.read(
                     "digits",
-                    {"trials": 3, "training.epochs": 2, "keep_models": 2, "seed": 5}
-                    | {"recipes": False},
+                    {
+                        "trials": 3,
+                        "training.epochs": 2,
+                        "keep_models": 2,
+                        "seed": 5,
+                        "recipes": False,
+                    },
                 ),
                 datasets.load("digits", train_limit=300),
                 mlruns,

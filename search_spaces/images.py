@@ -18,6 +18,7 @@ import keras_tuner
 import numpy as np
 import numpy.typing as npt
 
+from cnn_search import backend
 from cnn_search.augmentation import AugmentationConfig, Batches
 from cnn_search.errors import DefinitionError
 from cnn_search.network import (
@@ -417,7 +418,8 @@ class Space(keras_tuner.HyperModel):
         model.optimizer.build(model.trainable_variables)
         start = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: batches.start(epoch))
         # Keras would shuffle the batches too, by a random state that a resumed trial has not
-        return model.fit(batches, callbacks=[start, *callbacks], shuffle=False, **options)
+        options |= {"callbacks": [start, *callbacks], "shuffle": False}
+        return model.fit(backend.fed(batches), **options)
 
     def fetch(self, hp: Any, points: Sequence[Mapping[str, Any]]) -> None:
         """Have at hand what networks need that is not made here: nothing.

@@ -238,6 +238,7 @@ def test_a_smoothed_loss_is_kerass_own_and_a_sharp_one_has_the_sparse_value(
     smoothing, plain = compiled(LINEAR, config), compiled(LINEAR, TrainingConfig())
     one_hot = keras.utils.to_categorical(labels, 10)
     own = keras.losses.CategoricalCrossentropy(label_smoothing=0.2)(one_hot, plain(images))
+    own = keras.ops.convert_to_numpy(own)
     found = smoothing.evaluate(images, targets_of(labels, config, 10), verbose=0)
     assert found[0] == pytest.approx(float(own), rel=1e-5)
     sharp = targets_of(labels, config, 10, smooth=False)

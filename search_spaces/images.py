@@ -18,7 +18,6 @@ import keras_tuner
 import numpy as np
 import numpy.typing as npt
 
-from cnn_search import backend
 from cnn_search.augmentation import AugmentationConfig, Batches
 from cnn_search.errors import DefinitionError
 from cnn_search.network import (
@@ -419,7 +418,7 @@ class Space(keras_tuner.HyperModel):
         start = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: batches.start(epoch))
         # Keras would shuffle the batches too, by a random state that a resumed trial has not
         options |= {"callbacks": [start, *callbacks], "shuffle": False}
-        return model.fit(backend.fed(batches), **options)
+        return model.fit(batches.fed(), **options)
 
     def fetch(self, hp: Any, points: Sequence[Mapping[str, Any]]) -> None:
         """Have at hand what networks need that is not made here: nothing.

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import pytest
 import scipy.ndimage
 
-from cnn_search import backend
 from cnn_search.augmentation import AugmentationConfig, Batches, Draws, augment, draw
 from cnn_search.datasets import load
 
@@ -424,8 +423,7 @@ def test_keras_feeds_each_epochs_own_batches_in_their_order(images: Array) -> No
     seen: list[list[int]] = []
     feed = Recorded(images, np.arange(48), EVERYTHING, batch_size=20, seed=1)
     start = keras.callbacks.LambdaCallback(on_epoch_begin=lambda number, _: feed.start(number))
-    fed = backend.fed(feed)
-    model.fit(fed, initial_epoch=2, epochs=5, shuffle=False, callbacks=[start], verbose=0)
+    model.fit(feed.fed(), initial_epoch=2, epochs=5, shuffle=False, callbacks=[start], verbose=0)
     expected = [
         batch[1].tolist() for number in (2, 3, 4) for batch in epoch(batches(images), number)
     ]

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from keras.ops import convert_to_numpy
 
 from cnn_search.datasets import load
 from cnn_search.errors import DefinitionError
@@ -88,9 +89,7 @@ def test_lenet5_pads_smaller_images_to_32_pixels() -> None:
     assert counted(model) == (61_730, 61_718)
     assert model.get_layer("pad").output.shape == (None, 32, 32, 1)
     image = np.full((1, 28, 28, 1), 255, np.uint8)
-    padded = keras.ops.convert_to_numpy(
-        keras.Model(model.input, model.get_layer("pad").output)(image)
-    )
+    padded = convert_to_numpy(keras.Model(model.input, model.get_layer("pad").output)(image))
     np.testing.assert_array_equal(padded[0, 2:30, 2:30], 1)
     assert padded.sum() == 28 * 28
 
@@ -113,7 +112,7 @@ def test_raw_uint8_images_go_in_and_float32_probabilities_come_out(images: Any) 
     model = build_network(NetworkConfig((BlockConfig(4, pooling="max"),)), (8, 8, 1), 10)
     assert model.inputs[0].dtype == "uint8"
     assert model.inputs[0].shape == (None, 8, 8, 1)
-    probabilities = keras.ops.convert_to_numpy(model(images))
+    probabilities = convert_to_numpy(model(images))
     assert probabilities.dtype == np.float32
     assert probabilities.shape == (32, 10)
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
@@ -140,7 +139,7 @@ def test_whitening_gives_the_principal_directions_of_the_training_images_patches
     network = NetworkConfig((BlockConfig(2),), whitening=True, activation="linear")
     model = build_network(network, images.shape[1:], 10)
     whiten(model, images)
-    found = keras.ops.convert_to_numpy(model.get_layer("whitening")(images / np.float32(255)))
+    found = convert_to_numpy(model.get_layer("whitening")(images / np.float32(255)))
     half = found.shape[-1] // 2
     assert half == 4 * images.shape[-1]
     assert found.shape[1:3] == (images.shape[1] - 1, images.shape[2] - 1)
@@ -183,10 +182,10 @@ def test_identity_passes_the_input_of_each_convolution_on_through_its_first_filt
     network = NetworkConfig((BlockConfig(5, convolutions=2),), "linear", identity=True)
     model = build_network(network, (8, 8, 1), 10)
     scaled = images / np.float32(255)
-    first = keras.ops.convert_to_numpy(model.get_layer("block1_conv1")(scaled))
+    first = convert_to_numpy(model.get_layer("block1_conv1")(scaled))
     np.testing.assert_allclose(first[..., :1], scaled, atol=1e-6)
     assert all((first[..., k] != scaled[..., 0]).any() for k in range(1, 5))
-    second = keras.ops.convert_to_numpy(model.get_layer("block1_conv2")(first))
+    second = convert_to_numpy(model.get_layer("block1_conv2")(first))
     np.testing.assert_allclose(second, first, atol=1e-6)
 
 
@@ -205,7 +204,7 @@ def test_logits_are_scaled(images: Any) -> None:
         build_network(NetworkConfig((BlockConfig(2),), logit_scale=scale), (8, 8, 1), 10, seed=1)
         for scale in (1.0, 0.1)
     )
-    one, other = (np.log(keras.ops.convert_to_numpy(model(images))) for model in (plain, scaled))
+    one, other = (np.log(convert_to_numpy(model(images))) for model in (plain, scaled))
     differences = [(logits - logits.mean(1, keepdims=True)) for logits in (one, other)]
     np.testing.assert_allclose(differences[1], 0.1 * differences[0], atol=1e-5)
 
@@ -218,14 +217,12 @@ def test_a_prediction_of_many_views_is_their_mean(views: int, images: Any, tmp_p
     moved = [wide[:, :-2, :-2], wide[:, 2:, 2:]]
     shown[6] = [(image, weight / 2) for image, weight in shown[2]]
     shown[6] += [(image, 0.125) for one in moved for image in (one, one[:, :, ::-1])]
-    expected = sum(
-        weight * keras.ops.convert_to_numpy(model(image)) for image, weight in shown[views]
-    )
+    expected = sum(weight * convert_to_numpy(model(image)) for image, weight in shown[views])
     whole = averaged(model, views)
     whole.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     for found in (whole, loaded):
-        np.testing.assert_allclose(keras.ops.convert_to_numpy(found(images)), expected, atol=1e-6)
+        np.testing.assert_allclose(convert_to_numpy(found(images)), expected, atol=1e-6)
 
 
 def test_every_layer_is_one_of_kerass_own_and_none_is_a_lambda() -> None:
@@ -366,10 +363,7 @@ def test_random_networks_really_are_built_with_the_maps_that_were_foreseen() -> 
             last = [name for name in names(model) if name.startswith(f"block{index}_")]
             shape = shape_after(block, shape)
             assert model.get_layer(last[-1]).output.shape == shape, (seed, network)
-        assert keras.ops.convert_to_numpy(model(np.zeros((1, *input_shape), np.uint8))).shape == (
-            1,
-            3,
-        )
+        assert model(np.zeros((1, *input_shape), np.uint8)).shape == (1, 3)
         built += 1
     assert built > 8
 
@@ -472,7 +466,7 @@ def test_a_residual_block_whose_convolutions_are_nought_hands_its_input_on(image
     model.get_layer("block2_conv1").kernel.assign(np.zeros((3, 3, 2, 2)))
     before = keras.Model(model.input, model.get_layer("block1_conv1_relu").output)
     after = keras.Model(model.input, model.get_layer("block2_add").output)
-    made = (keras.ops.convert_to_numpy(part(images)) for part in (before, after))
+    made = (convert_to_numpy(part(images)) for part in (before, after))
     np.testing.assert_array_equal(*made)
 
 
@@ -572,7 +566,7 @@ def test_a_saved_model_gives_the_same_bits_in_a_process_that_knows_only_keras(
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     command = [sys.executable, "-c", code]
     subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
-    expected = keras.ops.convert_to_numpy(model(images, training=False))
+    expected = convert_to_numpy(model(images, training=False))
     np.testing.assert_array_equal(np.load(tmp_path / "loaded.npy"), expected)
 
 

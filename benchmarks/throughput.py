@@ -120,6 +120,7 @@ def pipeline(changes: Any, images: Any, labels: Any, batch: int) -> Any:
 FEEDS: dict[str, Feed | None] = {
     "bare step": bare,
     "ours": None,  # by the space's own `fit`
+    "ours, mixed_bfloat16": None,
     "ours, no augmentation": None,
     "arrays, no augmentation": arrays,
     "tutorial's ImageDataGenerator": image_data_generator,
@@ -136,7 +137,11 @@ class Way:
         still = {"shift": 0.0, "zoom": 0.0, "flip": False} if "no augmentation" in name else {}
         self.hp = space.hyperparameters({"batch_size": batch, **still})
         self.space, self.feed = space, FEEDS[name]
+        usual = keras.config.dtype_policy()
+        if "mixed_bfloat16" in name:
+            keras.config.set_dtype_policy("mixed_bfloat16")
         self.model = space.build(self.hp)
+        keras.config.set_dtype_policy(usual)
         training = space.configure(self.hp).training
         self.data = self.feed and self.feed(images, targets_of(labels, training, CLASSES), batch)
 

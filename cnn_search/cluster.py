@@ -314,7 +314,7 @@ class DaskEngine(Engine):
                 self._say(f"warning: worker {address} is left out: {problem}")
                 continue
             share = max(1, told[address]["cores"] // hosts[here[address]["host"]])
-            threads = self._table.threads or share
+            threads = self._table.threads or told[address]["keras"].get("threads", share)
             if self._cluster is not None:  # ours: as many as `backend.prepare` was told
                 threads = self._table.threads or backend.describe()["threads"]
             self._members[address] = _Member(told[address]["pid"], threads)
@@ -341,6 +341,13 @@ class DaskEngine(Engine):
         if other:
             theirs = ", ".join(f"{n} {v}" for n, v in told["versions"].items())
             return f"expected {', '.join(other)} as here; received {theirs}. Install the same."
+        keras, name = told["keras"], backend.describe()["backend"]
+        wanted = {"backend": name, "threads": self._table.threads or keras.get("threads")}
+        if keras and keras != wanted:
+            return (
+                f"expected {wanted}; it has trained another sweep, with {keras}, and keeps that. "
+                "Start it anew."
+            )
         if self._table.gpus > known["resources"].get("GPU", 0):
             return (
                 f"expected a resource GPU of {self._table.gpus:g}; received "

@@ -346,7 +346,7 @@ class Record:
         return [*self.lineage(self.trials[trial.parent]), trial]
 
     def ranking(self) -> list[Trial]:
-        """Return the trials that are ranked (see `is_ranked`), best first, each configuration once.
+        """Return the trials that are ranked (see `is_ranked`), best first, each network once.
 
         Ties in the objective are broken by validation loss, then by fewer parameters, then by age.
         """
@@ -360,7 +360,7 @@ class Record:
 
         best: dict[str, Trial] = {}
         for trial in sorted(finished, key=rank):
-            best.setdefault(json.dumps(trial.values, sort_keys=True), trial)
+            best.setdefault(json.dumps(trial.built, sort_keys=True), trial)
         return list(best.values())
 
 

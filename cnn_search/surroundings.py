@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = (
+    "cnn-search",
     "keras",
     "keras-tuner",
     "mlflow",

@@ -94,7 +94,7 @@ class Baseline:
             nothing ("none").
         test_accuracy: What the tutorial printed, in per cent; None if nothing.
         published: The published result in words.
-        tutorial: Where it comes from.
+        tutorial: Where it comes from, as docs/tutorials.md names it.
     """
 
     configuration: Configuration

@@ -10,6 +10,7 @@ import gc
 import os
 import signal
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ def enlist(folder: str, ours: bool) -> dict[str, Any]:
         "host": socket.gethostname(),
         "cores": usable_cores(),
         "versions": versions(),
+        # what an earlier sweep has set, for as long as the process lives
+        "keras": backend.describe() if "keras" in sys.modules else {},
         "sees": Path(folder, IMAGES, "train_images.npy").is_file(),
     }
 

@@ -103,6 +103,8 @@ def scaled(network: NetworkConfig, side: int) -> NetworkConfig:
 class Space(images.Space):
     """What may vary: which classic, and how it is trained."""
 
+    recipes: Mapping[str, Configuration] = {}
+
     def __init__(self, input_shape: tuple[int, int, int], *arguments: Any, **options: Any) -> None:
         super().__init__(input_shape, *arguments, **options)
         self.networks = {
@@ -113,7 +115,7 @@ class Space(images.Space):
                 Configuration(network, AugmentationConfig(), TRAINING),
                 Protocol(epochs=10, weights="last"),
                 parameters=None,
-                tutorial="seed 001 describes it; how it is trained is ours",
+                tutorial="a tutorial describes it; how it is trained is ours",
             )
             for name, network in self.networks.items()
         }

@@ -21,7 +21,7 @@ BASELINES = {
         ),
         Protocol(epochs=10, weights="last"),
         parameters=(804_554, 804_554),
-        tutorial="seed 003",
+        tutorial="one convolution and two dropouts",
         published="test accuracy 91.68 %, loss .2374; training .9312. It names 'valid' padding as "
         "what keeps the size; its summary shows 'same'. Its checkpoint never fires",
         test_accuracy=91.68,

@@ -24,6 +24,7 @@ from search_spaces import images
 class Space(images.Space):
     """What may vary: backbone, fine-tuning, size of the images, head, and how it is trained."""
 
+    recipes: Mapping[str, Configuration] = {}
     backbone: Sequence[str] = tuple(backbones.KNOWN)
     weights: Mapping[str, str] = {}  # files, by backbone; Keras's own for the others
     fine_tuned: Sequence[int] = (0, 3, 9)  # the last three convolutions are VGG16's block5
@@ -48,7 +49,7 @@ class Space(images.Space):
                 ),
                 Protocol(epochs=10, weights="last"),
                 parameters=None,
-                tutorial="seed 001 classifies a photograph with VGG16; with a new head it is ours",
+                tutorial="a tutorial names a photograph with VGG16; with a new head it is ours",
             )
             for name in self.backbone
         }

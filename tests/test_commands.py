@@ -25,7 +25,7 @@ from cnn_search.surroundings import usable_cores
 ROOT = Path(__file__).parents[1]
 HEAVY = ["tensorflow", "keras", "keras_tuner", "mlflow", "matplotlib", "pandas", "sklearn"]
 
-# of shared/baselines.md: what the tutorials print, all and trainable
+# what the tutorials print, all and trainable
 PARAMETERS = {
     "cifar10/vgg_bn": (552_362, 551_466),
     "cifar10/vgg_bn_as_coded": (552_874, 551_722),

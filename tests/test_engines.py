@@ -396,6 +396,11 @@ def test_a_cluster_with_tls_trains_and_a_worker_that_does_not_fit_is_refused(
         events = follow(engine, submit(engine, values))
     assert [kind for kind, _ in events] == ["start", "epoch", "epoch", "epoch", "done"]
     assert events[0][1]["worker"].startswith("tls://127.0.0.1:")
+    message = "expected .*'threads': 7.* it has trained another sweep, with .*'tensorflow'"
+    with pytest.raises(EngineError, match=message):
+        make_engine(
+            EngineTable(scheduler=address, threads=7), setup_in(tmp_path / "b"), digits, print
+        ).start()
 
 
 def test_a_scheduler_that_is_not_there_is_one_line(tmp_path, digits, monkeypatch):

@@ -29,7 +29,14 @@ def ask(ledger: Ledger, number: int, **changes):
     ledger.append("ask", trial=number, **{**fields, **changes})
 
 
-def finish(ledger: Ledger, number: int, score: float, loss: float = 1.0, parameters: int = 5):
+def finish(
+    ledger: Ledger,
+    number: int,
+    score: float,
+    loss: float = 1.0,
+    parameters: int = 5,
+    **fields: int,
+):
     ledger.append("start", trial=number, attempt=1, threads=1, backend="tensorflow")
     metrics = {"val_accuracy": score, "val_loss": loss}
     ledger.append("epoch", trial=number, attempt=1, epoch=1, metrics=metrics, seconds=1.5)
@@ -41,6 +48,7 @@ def finish(ledger: Ledger, number: int, score: float, loss: float = 1.0, paramet
         metrics=metrics,
         parameters=parameters,
         flops=1,
+        **fields,
     )
 
 
@@ -137,6 +145,13 @@ def test_ranking_groups_equal_configurations(ledger):
         ask(ledger, number, values={"filters_1": 8})
         finish(ledger, number, score)
     assert [trial.number for trial in ledger.record.ranking()] == [1]
+
+
+def test_ranking_groups_networks_that_differ_in_blocks_left_out(ledger):
+    for number, padding in enumerate(["same", "valid"]):
+        ask(ledger, number, values={"depth": 2, "filters_1": 8, "padding_2": padding})
+        finish(ledger, number, 0.5, blocks_dropped=1)
+    assert [trial.number for trial in ledger.record.ranking()] == [0]
 
 
 def test_seconds_are_summed_over_sessions_without_the_time_between(ledger, monkeypatch):

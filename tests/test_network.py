@@ -34,7 +34,7 @@ DATA_SETS = {
     "fashion_mnist": (fashion_mnist.BASELINES, (28, 28, 1), 10),
     "signs": (signs.BASELINES, (64, 64, 3), 6),
 }
-PRINTED = {  # parameters, all and trainable, as shared/baselines.md has them from the tutorials
+PRINTED = {  # parameters, all and trainable, as the tutorials print them
     "cifar10/vgg_bn": (552_362, 551_466),
     "cifar10/vgg_bn_as_coded": (552_874, 551_722),
     "cifar10/one_conv": (226_390, 226_390),

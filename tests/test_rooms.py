@@ -107,7 +107,7 @@ def test_every_module_has_a_room() -> None:
     modules = {path.stem for path in (ROOT / "cnn_search").iterdir() if path.suffix == ".py"}
     modules |= {path.parent.name for path in (ROOT / "cnn_search").glob("*/__init__.py")}
     modules -= {"__init__"}
-    # a new module gets its room here and in docs/design.md, one that went leaves both
+    # a new module gets its room here, one that went leaves it
     assert modules == set(HEIGHT)
 
 

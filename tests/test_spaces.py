@@ -20,7 +20,7 @@ from cnn_search.network import BlockConfig, NetworkConfig, build_network, fittin
 from cnn_search.optimisation import TrainingConfig
 from cnn_search.spaces import declared, outside, size, with_defaults
 from cnn_search.subject import searched
-from cnn_search.training import Protocol, find_space
+from cnn_search.training import Configuration, Protocol, find_space
 from search_spaces import images
 from search_spaces.classics import Space as Classics
 
@@ -96,10 +96,30 @@ def test_every_recipe_is_a_point_of_its_space_and_of_the_shipped_sweep(name: str
     space = find_space(sweep.search_space)(shape, classes, 1000, Protocol(3))
     space.build(space.hyperparameters(space.baseline_values(next(iter(space.baselines)))))
     left = searched(sweep, declared(space))
-    for recipe, values in space.recipe_values().items():
+    points = space.recipe_values()
+    assert points.keys() == space.recipes.keys()
+    for recipe, values in points.items():
         assert space.configure(space.hyperparameters(values)) == space.recipes[recipe]
         assert outside(left, values) == []
         space.build(space.hyperparameters(values))
+
+
+class Shallow(images.Space):
+    """A space of fewer blocks than the recipe that it inherits."""
+
+    depth = (1, 2, 3)
+
+
+class Padded(images.Space):
+    """A space with a recipe that none of its points is, whatever is chosen."""
+
+    recipes = {"padded": Configuration(dataclasses.replace(images.VGG_BN.network, pad_to=64))}
+
+
+def test_a_recipe_that_is_no_point_of_a_space_is_left_out_or_refused_if_it_is_its_own() -> None:
+    assert Shallow((32, 32, 3), 10, 1000, Protocol(3)).recipe_values() == {}
+    with pytest.raises(DefinitionError, match="recipe 'padded' is not one of its points"):
+        Padded((32, 32, 3), 10, 1000, Protocol(3)).recipe_values()
 
 
 def test_a_space_without_the_smallest_depth_has_all_blocks(monkeypatch: Any) -> None:

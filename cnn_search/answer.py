@@ -295,8 +295,10 @@ def _sentence(
         interval = (
             f"95 % interval {100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}"
         )
+    searched = record.trials.get(winner["trial"])
+    recipe = f", the space's recipe {searched.recipe}," if searched and searched.recipe else ""
     said = (
-        f"{capital(winner['name'])} classifies {_percent(winner)} of the test images right, "
+        f"{capital(winner['name'])}{recipe} classifies {_percent(winner)} of the test images right, "
         f"{book_of(name)} {_percent(against)}: {gain:+.2f} points ({interval}; {n})"
     )
     cost = (

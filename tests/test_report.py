@@ -650,6 +650,14 @@ def test_a_baseline_that_breaks_the_constraints_is_shown_and_is_no_best(tmp_path
     assert set(roles) == {"baseline", "best"}
 
 
+def test_a_winner_that_the_space_recommended_is_said_to_be():
+    ledgers = Path(__file__).parents[1] / "docs" / "results"
+    said = {name: answer(read_record(ledgers / f"{name}.jsonl")) for name in ("cifar10", "digits")}
+    recommended = "Trial 2, the space's recipe fast, classifies 92.54 % of the test images right, "
+    assert said["cifar10"]["sentence"].startswith(recommended)
+    assert said["digits"]["sentence"].startswith("Trial 11 classifies 99.28 %")
+
+
 def test_one_seed_does_not_say_how_many_would_decide(tmp_path):
     STATES["one_of_the_book_s_seeds_is_left"](tmp_path / "ledger.jsonl").close()
     made = page.make(tmp_path / "ledger.jsonl")

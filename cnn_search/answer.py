@@ -298,8 +298,8 @@ def _sentence(
     searched = record.trials.get(winner["trial"])
     recipe = f", the space's recipe {searched.recipe}," if searched and searched.recipe else ""
     said = (
-        f"{capital(winner['name'])}{recipe} classifies {_percent(winner)} of the test images right, "
-        f"{book_of(name)} {_percent(against)}: {gain:+.2f} points ({interval}; {n})"
+        f"{capital(winner['name'])}{recipe} classifies {_percent(winner)} of the test images "
+        f"right, {book_of(name)} {_percent(against)}: {gain:+.2f} points ({interval}; {n})"
     )
     cost = (
         f"{ratio_text(winner['parameters'] / against['parameters'])} times its parameters and "

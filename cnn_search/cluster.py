@@ -314,9 +314,9 @@ class DaskEngine(Engine):
                 self._say(f"warning: worker {address} is left out: {problem}")
                 continue
             share = max(1, told[address]["cores"] // hosts[here[address]["host"]])
-            threads = self._table.threads or told[address]["keras"].get("threads", share)
-            if self._cluster is not None:  # ours: as many as `backend.prepare` was told
-                threads = self._table.threads or backend.describe()["threads"]
+            # those of `backend.prepare`: in the driver, of workers of ours, or in the worker
+            usual = backend.describe() if self._cluster is not None else told[address]["keras"]
+            threads = self._table.threads or usual.get("threads", share)
             self._members[address] = _Member(told[address]["pid"], threads)
 
     def _problem(self, told: Any, known: dict[str, Any]) -> str:
